@@ -1,0 +1,210 @@
+//! The command line.
+
+use crate::ledger::Stamp;
+use clap::{Parser, ValueEnum};
+use std::fmt::{self, Display, Formatter};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Puts a gateway on loopback under a known load; says what it cost, how late messages came, and
+/// whether any was lost, repeated or out of order. One JSON line a run, on standard output.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "load", after_long_help = FIELDS)]
+pub struct Options {
+    #[arg(value_enum, default_value_t = Scenario::FanOut)]
+    pub scenario: Scenario,
+
+    /// WebSocket sessions [default: fan-out and unicast 1000, ingest 100, idle 5000]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    sessions: Option<u32>,
+
+    /// Messages on each topic [default: fan-out 400, unicast 20, ingest 200, idle 1]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    messages: Option<u32>,
+
+    /// Messages a second that are published, over all topics; 0: as fast as 64 unfinished messages
+    /// allow, or 16 unacknowledged ones a publisher [default: fan-out 20, others 1000]
+    #[arg(long, value_parser = rate)]
+    rate: Option<f64>,
+
+    /// Bytes of payload
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(Stamp::LEN as i64..=1_000_000))]
+    pub size: u32,
+
+    /// QoS of publishes and of subscriptions
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    pub qos: u8,
+
+    /// Who publishes in fan-out, unicast and idle
+    #[arg(long, value_enum, default_value_t = Door::Mqtt)]
+    publish: Door,
+
+    /// Fan-out only: runs the bare program in turn with the gateway, and gives the ratio of their costs
+    #[arg(long)]
+    pub floor: bool,
+
+    /// With --floor: in how many parts the messages go, gateway and bare program in turn
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+
+    /// The gateway to start
+    #[arg(long, value_name = "PATH", default_value = option_env!("CARGO_BIN_EXE_tidegate").unwrap_or("target/release/tidegate"))]
+    pub gateway: PathBuf,
+
+    /// The gateway that runs already, in place of one to start
+    #[arg(long, value_name = "ADDRESS", value_parser = loopback)]
+    pub at: Option<SocketAddr>,
+
+    /// With --at: its process, for the figures of processor and memory
+    #[arg(long, value_name = "PID", requires = "at")]
+    pub gateway_pid: Option<u32>,
+
+    /// `mosquitto` (starts one), `embedded`, or `mqtt://ADDRESS:PORT` of one that runs
+    #[arg(long, default_value = "mosquitto")]
+    pub broker: Broker,
+
+    /// The process of a broker that runs already
+    #[arg(long, value_name = "PID")]
+    pub broker_pid: Option<u32>,
+
+    /// Seconds after which the run is given up
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout: u64,
+
+    /// Fails if a session takes more bytes of the gateway's resident memory than this
+    #[arg(long, value_name = "BYTES")]
+    pub max_bytes_a_session: Option<u64>,
+
+    /// Fails if the gateway's cost is more than this many times the bare program's
+    #[arg(long, value_name = "TIMES", requires = "floor")]
+    pub max_ratio: Option<f64>,
+
+    /// What `cargo bench` adds
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum Scenario {
+    /// All sessions read one topic.
+    FanOut,
+    /// Each session reads a topic of its own, in turn.
+    Unicast,
+    /// Each session publishes on a topic of its own, and one more session reads them all.
+    Ingest,
+    /// The sessions stay quiet while memory is measured; then one message shows that all live.
+    Idle,
+    /// The yardstick itself; the tool starts it as a child.
+    #[value(hide = true)]
+    Bare,
+}
+
+/// Through which door messages come in.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum Door {
+    /// An MQTT 5 client publishes at the broker.
+    Mqtt,
+    /// A session publishes at the gateway.
+    Session,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Broker {
+    Mosquitto,
+    Embedded,
+    At(SocketAddr),
+}
+
+impl Display for Broker {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mosquitto => f.write_str("mosquitto"),
+            Self::Embedded => f.write_str("embedded"),
+            Self::At(address) => write!(f, "mqtt://{address}"),
+        }
+    }
+}
+
+impl FromStr for Broker {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "mosquitto" => Ok(Self::Mosquitto),
+            "embedded" => Ok(Self::Embedded),
+            url => loopback(url.strip_prefix("mqtt://").ok_or("not one of the three")?).map(Self::At),
+        }
+    }
+}
+
+impl Options {
+    /// Who publishes; in ingest that is always the sessions.
+    pub fn publisher(&self) -> Door {
+        if self.scenario == Scenario::Ingest { Door::Session } else { self.publish }
+    }
+
+    pub fn sessions(&self) -> u32 {
+        self.sessions.unwrap_or(match self.scenario {
+            Scenario::FanOut | Scenario::Unicast | Scenario::Bare => 1000,
+            Scenario::Ingest => 100,
+            Scenario::Idle => 5000,
+        })
+    }
+
+    pub fn messages(&self) -> u32 {
+        self.messages.unwrap_or(match self.scenario {
+            Scenario::FanOut => 400,
+            Scenario::Unicast => 20,
+            Scenario::Ingest => 200,
+            Scenario::Idle | Scenario::Bare => 1,
+        })
+    }
+
+    /// Messages a second; `None`: saturated.
+    pub fn rate(&self) -> Option<f64> {
+        let default = if self.scenario == Scenario::FanOut { 20.0 } else { 1000.0 };
+        Some(self.rate.unwrap_or(default)).filter(|&rate| rate > 0.0)
+    }
+}
+
+/// The tool loads nothing but its own machine.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "not of the form 127.0.0.1:8080")?;
+    if address.ip().is_loopback() { Ok(address) } else { Err("not a loopback address".into()) }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate @ 0.0..=1e6) => Ok(rate),
+        _ => Err("not a number from 0 to 1000000".into()),
+    }
+}
+
+/// As it is written on the command line.
+pub fn name(value: impl ValueEnum) -> String {
+    value.to_possible_value().expect("no value is skipped").get_name().into()
+}
+
+const FIELDS: &str = "\
+The JSON line:
+  scenario, options     what was asked for; rate null: saturated
+  expected, received    deliveries to the readers; received counts first copies
+  lost, duplicated, reordered, stray
+                        faults; a stray came to a reader that it was not meant for
+  acks                  publishes acknowledged (by sessions all, by the broker those of qos 1)
+  seconds               of the measured phase, first publish to last delivery
+  latency_us            {p50, p90, p99, max} of send to receipt, both in the tool
+  opening               {seconds, gateway_cpu_seconds, broker_cpu_seconds} of opening all sessions
+  bytes_a_session, anonymous_bytes_a_session
+                        growth of the gateway's memory by the opening, resident and anonymous
+  gateway, broker       {cpu_seconds, cpu_seconds_a_million} of the measured phase (a million
+                        deliveries), {rss, anonymous}_{before, after}: bytes before the opening and
+                        at the end; null for a process that is not known
+  bare                  {cpu_seconds, cpu_seconds_a_million, seconds, latency_us}, with --floor
+  ratio                 the gateway's cpu_seconds_a_million over the bare program's, with --floor
+  failures              sentences; empty if the run passed
+
+Exit status: 0, passed; 1, failed: a fault, a bound that was passed, or a run that could not be made
+(the line then has scenario and failures only); 2, wrong usage. A saturated run at qos 0 may lose
+messages: that is told, and is no failure.";

@@ -1,0 +1,143 @@
+//! The MQTT side: where the broker is, whether it can be reached, and a link to it for each session.
+
+mod config;
+pub mod connection;
+mod dedicated;
+#[cfg(feature = "embedded-broker")]
+pub mod embedded;
+pub mod link;
+mod transport;
+mod watch;
+
+use std::sync::Arc;
+
+use secrecy::ExposeSecret;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::{BrokerUrl, BrokerUrlError, Config};
+pub use link::{Abilities, Command, Downlink, Event, Handle, Link, Opening, Ready};
+pub use transport::{Target, TlsError};
+pub use watch::Reach;
+
+use crate::delivery;
+use crate::mqtt::packet::Connect;
+use crate::mqtt::{Message, Topic, TopicFilter};
+use crate::wire::{Code, Refusal};
+
+/// Requests that a session may hand over before it waits.
+const COMMANDS: usize = 32;
+
+/// The broker behind the gateway.
+pub struct Broker {
+    setup: Arc<Setup>,
+    delivery: delivery::Config,
+    tasks: TaskTracker,
+    reach: Reach,
+}
+
+/// What every link needs.
+struct Setup {
+    config: Config,
+    target: Target,
+    is_embedded: bool,
+}
+
+impl Setup {
+    /// What all CONNECTs have in common.
+    fn connect(&self) -> Connect<'_> {
+        Connect {
+            client_id: "",
+            clean_start: true,
+            keep_alive: self.config.keep_alive.as_secs() as u16,
+            session_expiry: 0,
+            receive_maximum: self.config.receive_maximum.get(),
+            maximum_packet_size: self.config.max_packet.get(),
+            username: self.config.username.as_deref(),
+            password: self.config.password.as_ref().map(ExposeSecret::expose_secret),
+            will: None,
+        }
+    }
+}
+
+/// The broker can't be used as it is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The embedded broker does not start.
+    #[cfg(feature = "embedded-broker")]
+    #[error(transparent)]
+    Embedded(#[from] embedded::EmbeddedError),
+    /// There is no embedded broker.
+    #[error("broker.url: this build has no embedded broker (feature `embedded-broker`); set mqtt://HOST[:PORT]")]
+    NotEmbedded,
+}
+
+impl Broker {
+    /// Starts the embedded broker where that is the one, and watches whether the broker can be reached until `closing`.
+    pub fn start(config: Config, delivery: delivery::Config, tasks: TaskTracker, closing: CancellationToken) -> Result<Broker, StartError> {
+        let (target, is_embedded) = match &config.url {
+            BrokerUrl::Mqtt { host, port, tls: false } => (Target::plain(host.clone(), *port), false),
+            BrokerUrl::Mqtt { host, port, tls: true } => (Target::tls(host.clone(), *port, &config)?, false),
+            #[cfg(feature = "embedded-broker")]
+            BrokerUrl::Embedded { address, fall_back } => {
+                let address = embedded::Embedded::start(*address, *fall_back)?.address();
+                (Target::plain(address.ip().to_string(), address.port()), true)
+            }
+            #[cfg(not(feature = "embedded-broker"))]
+            BrokerUrl::Embedded { .. } => return Err(StartError::NotEmbedded),
+        };
+        let setup = Arc::new(Setup { config, target, is_embedded });
+        let reach = Reach::default();
+        tasks.spawn(watch::run(setup.clone(), reach.clone(), closing));
+        Ok(Broker { setup, delivery, tasks, reach })
+    }
+
+    /// A link for a new session; `predecessor` is the link of the same client identifier, which gives way first.
+    pub fn open(&self, opening: Opening, predecessor: Option<Handle>) -> Link {
+        let downlink = Downlink::new(self.delivery.clone());
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        self.tasks.spawn(dedicated::run(self.setup.clone(), opening, downlink.clone(), receiver, predecessor));
+        Link { commands, downlink }
+    }
+
+    /// Whether the broker can be reached.
+    pub fn reach(&self) -> &Reach {
+        &self.reach
+    }
+
+    /// Whether the broker would take this will; what else it thinks of it shows when it is published.
+    pub fn judge_will(&self, message: &Message) -> Result<(), Refusal> {
+        if self.setup.is_embedded { embedded_refuses_topic(&message.topic) } else { Ok(()) }
+    }
+
+    /// Where the broker is, for people.
+    pub fn address(&self) -> String {
+        let target = &self.setup.target;
+        match self.setup.is_embedded {
+            true => format!("embedded rumqttd on {target}"),
+            false => self.setup.config.url.to_string(),
+        }
+    }
+}
+
+/// Topics that would stop rumqttd (it takes the first byte of a topic for a character).
+fn embedded_refuses_topic(topic: &Topic) -> Result<(), Refusal> {
+    if topic.as_ref().starts_with(|first: char| !first.is_ascii()) {
+        let message = "The embedded broker takes no topic that starts with a non-ASCII character; start it with another, or use Mosquitto.";
+        return Err(Refusal::new(Code::InvalidTopic, message));
+    }
+    Ok(())
+}
+
+/// Filters that would stop rumqttd.
+fn embedded_refuses_filter(filter: &TopicFilter, clean: bool) -> Result<(), Refusal> {
+    if filter.is_shared() && !clean {
+        let message = "The embedded broker has no shared subscriptions for sessions that are kept; use clean: true, or Mosquitto.";
+        return Err(Refusal::new(Code::BrokerRejected, message));
+    }
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! One MQTT connection: packets in and out of a stream, and its opening.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::AsyncWrite;
+use tokio_util::io::poll_read_buf;
+
+use super::transport::{Stream, Target};
+use crate::mqtt::Reason;
+use crate::mqtt::packet::{self, Connack, Connect, Malformed, Packet};
+
+/// Bytes that a read makes room for at first; it grows while reads fill it.
+const FIRST_READ: usize = 512;
+const LARGEST_READ: usize = 64 * 1024;
+/// A connection that has nothing to read holds no more than this.
+const IDLE_CAPACITY: usize = 2048;
+
+/// A connection that the broker has accepted.
+pub struct Connection {
+    stream: Box<dyn Stream>,
+    inbound: BytesMut,
+    read_size: usize,
+    max_packet: usize,
+    /// Packets that wait to be written: [`turn`](Self::turn) writes them.
+    pub outbound: BytesMut,
+}
+
+/// What a connection did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// The stream took some or all of what waited to be written.
+    Wrote,
+    /// There may be packets to take.
+    Read,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    /// The network.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The broker closed the stream.
+    #[error("the broker closed the connection")]
+    Closed,
+    /// The broker said why.
+    #[error("the broker ended the connection: {0}")]
+    Disconnected(Reason),
+    /// What came is not MQTT 5.
+    #[error("{0}")]
+    Malformed(#[from] Malformed),
+    /// No answer in time.
+    #[error("the broker did not answer in time")]
+    TimedOut,
+    /// CONNACK says no.
+    #[error("the broker refused the connection: {reason}{}", text.as_deref().map(|text| format!(" ({text})")).unwrap_or_default())]
+    Refused {
+        /// The code.
+        reason: Reason,
+        /// The words of the broker.
+        text: Option<String>,
+    },
+}
+
+impl Lost {
+    /// Trying again won't help: the broker doesn't want this client, or doesn't speak MQTT 5.
+    pub fn is_final(&self) -> bool {
+        match self {
+            // Server unavailable, busy, quota exceeded, use another server, connection rate exceeded: these may pass.
+            Lost::Refused { reason, .. } => !matches!(reason.0, 0x80 | 0x83 | 0x88 | 0x89 | 0x97 | 0x9C | 0x9F),
+            Lost::Malformed(malformed) => *malformed == Malformed::OldProtocol,
+            Lost::Io(_) | Lost::Closed | Lost::Disconnected(_) | Lost::TimedOut => false,
+        }
+    }
+}
+
+impl Connection {
+    /// Connects and introduces the client. Has no deadline of its own.
+    pub async fn open(target: &Target, connect: &Connect<'_>) -> Result<(Connection, Connack), Lost> {
+        Connection::over(target.connect().await?, connect).await
+    }
+
+    /// Introduces the client over a stream that is there.
+    pub async fn over(stream: Box<dyn Stream>, connect: &Connect<'_>) -> Result<(Connection, Connack), Lost> {
+        let max_packet = connect.maximum_packet_size as usize;
+        let mut connection =
+            Connection { stream, inbound: BytesMut::new(), read_size: FIRST_READ, max_packet, outbound: BytesMut::new() };
+        connect.write(&mut connection.outbound);
+        loop {
+            connection.turn(true).await?;
+            match connection.next_packet()? {
+                None => {}
+                Some(Packet::Connack(connack)) if connack.reason.is_success() => return Ok((connection, connack)),
+                Some(Packet::Connack(connack)) => return Err(Lost::Refused { reason: connack.reason, text: connack.reason_string }),
+                Some(Packet::Disconnect(reason)) => return Err(Lost::Refused { reason, text: None }),
+                Some(_) => return Err(Lost::Malformed(Malformed::PacketType(0))),
+            }
+        }
+    }
+
+    /// Writes what waits and, if `reading`, reads. Safe to drop half-way: nothing is lost.
+    pub async fn turn(&mut self, reading: bool) -> Result<Turn, Lost> {
+        poll_fn(|context| self.poll_turn(context, reading)).await
+    }
+
+    fn poll_turn(&mut self, context: &mut Context<'_>, reading: bool) -> Poll<Result<Turn, Lost>> {
+        let mut wrote = false;
+        while !self.outbound.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(context, &self.outbound)? {
+                Poll::Ready(0) => return Poll::Ready(Err(Lost::Closed)),
+                Poll::Ready(count) => {
+                    self.outbound.advance(count);
+                    wrote = true;
+                }
+                Poll::Pending => break,
+            }
+        }
+        if wrote && self.outbound.is_empty() {
+            self.outbound = BytesMut::new();
+        }
+        // Over TLS this pushes out what the last write left in its buffers; over TCP it is nothing.
+        let _ = Pin::new(&mut self.stream).poll_flush(context)?;
+        if reading {
+            self.inbound.reserve(self.read_size);
+            match poll_read_buf(Pin::new(&mut self.stream), context, &mut self.inbound)? {
+                Poll::Ready(0) => return Poll::Ready(Err(Lost::Closed)),
+                Poll::Ready(count) if count >= self.read_size => {
+                    self.read_size = (self.read_size * 4).min(LARGEST_READ);
+                    return Poll::Ready(Ok(Turn::Read));
+                }
+                Poll::Ready(count) => {
+                    if count < self.read_size / 8 {
+                        self.read_size = (self.read_size / 2).max(FIRST_READ);
+                    }
+                    return Poll::Ready(Ok(Turn::Read));
+                }
+                Poll::Pending => {}
+            }
+        }
+        if wrote { Poll::Ready(Ok(Turn::Wrote)) } else { Poll::Pending }
+    }
+
+    /// The next packet of those that were read.
+    pub fn next_packet(&mut self) -> Result<Option<Packet>, Malformed> {
+        let packet = packet::read(&mut self.inbound, self.max_packet)?;
+        if self.inbound.is_empty() && self.inbound.capacity() > IDLE_CAPACITY {
+            self.inbound = BytesMut::new();
+        }
+        Ok(packet)
+    }
+}

@@ -1,0 +1,824 @@
+//! A link with an MQTT client of its own: one session, one connection at a time, restored until the session ends.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rand::Rng;
+use tokio::select;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use super::Setup;
+use super::connection::{Connection, Lost, Turn};
+use super::link::{Abilities, Command, Downlink, Event, Handle, Opening, Ready};
+use crate::delivery::{Delivery, Route, Subscriptions, Target, subscription_id};
+use crate::metrics::{self, LinkState};
+use crate::mqtt::inflight::{Arrival, Confirmation, Due, Incoming, Outcome, Outgoing, Request, RequestId};
+use crate::mqtt::packet::{self, Connack, Connect, Packet, PacketId, Publish};
+use crate::mqtt::{Message, Qos, Reason};
+use crate::wire::{Ack, Close, Format, Refusal, Subscription};
+
+/// A link that is lost so soon after each of two reconnects was taken over by another connection of the same client.
+const TAKEOVER_WINDOW: Duration = Duration::from_secs(5);
+const TAKEOVER_LOSSES: u32 = 2;
+const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(15);
+/// How long an ended session's last requests may take.
+const LAST_REQUESTS: Duration = Duration::from_secs(5);
+/// The same, where another connection of the client waits.
+const LAST_REQUESTS_OF_PREDECESSOR: Duration = Duration::from_secs(1);
+/// Commands are taken while less than this waits to be written to the broker.
+const MAX_OUTBOUND: usize = 64 * 1024;
+
+/// Serves one session until it has ended and the broker knows.
+pub(super) async fn run(
+    setup: Arc<Setup>,
+    opening: Opening,
+    downlink: Arc<Downlink>,
+    commands: mpsc::Receiver<Command>,
+    predecessor: Option<Handle>,
+) {
+    if let Some(predecessor) = predecessor {
+        predecessor.take_over();
+        let _ = timeout(LAST_REQUESTS, predecessor.ended()).await;
+    }
+    let mut dedicated = Dedicated::new(setup, opening, downlink, commands);
+    metrics::link_changed(None, Some(LinkState::Down));
+    while let Some((connection, connack)) = dedicated.offline().await {
+        metrics::link_changed(Some(LinkState::Down), Some(LinkState::Up));
+        let lost = dedicated.online(connection, connack).await;
+        metrics::link_changed(Some(LinkState::Up), Some(LinkState::Down));
+        match lost {
+            Some(lost) => dedicated.on_lost(&lost),
+            None => break,
+        }
+    }
+    metrics::link_changed(Some(LinkState::Down), None);
+    metrics::subscriptions_changed(dedicated.subscriptions.len(), 0);
+    dedicated.downlink.let_go();
+}
+
+struct Dedicated {
+    setup: Arc<Setup>,
+    opening: Opening,
+    downlink: Arc<Downlink>,
+    commands: mpsc::Receiver<Command>,
+    client_id: String,
+    outgoing: Outgoing,
+    incoming: Incoming,
+    subscriptions: Subscriptions,
+    origins: HashMap<RequestId, Origin>,
+    next_request: RequestId,
+    /// What became of the opening's subscriptions, until all is known.
+    opened: Vec<Option<Result<Qos, Refusal>>>,
+    ready: Option<Ready>,
+    is_ready: bool,
+    /// Subscriptions that a broker without our session has not given back yet.
+    restoring: usize,
+    quick_losses: u32,
+    attempts: u32,
+    end: Option<End>,
+}
+
+/// Who made a request of ours.
+enum Origin {
+    Publish(RequestId),
+    Subscribe(RequestId, Subscription),
+    Unsubscribe(RequestId),
+    Opening(usize, Subscription),
+    Restore(Subscription),
+    /// Nobody waits for the answer.
+    Own,
+}
+
+/// How far an ended session has got.
+struct End {
+    close: Close,
+    stage: Stage,
+    until: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// What was asked before is being answered.
+    Requests,
+    /// The will's delay passes.
+    WillDelay,
+    /// The will is being published.
+    Will,
+}
+
+/// When something happens by itself on a connection.
+struct Clock {
+    keep_alive: Duration,
+    last_write: Instant,
+    pinged: Option<Instant>,
+    stuck_since: Option<Instant>,
+}
+
+impl Dedicated {
+    fn new(setup: Arc<Setup>, opening: Opening, downlink: Arc<Downlink>, commands: mpsc::Receiver<Command>) -> Dedicated {
+        let opened = vec![None; opening.subscriptions.len()];
+        Dedicated {
+            setup,
+            client_id: opening.client_id.clone(),
+            opening,
+            downlink,
+            commands,
+            outgoing: Outgoing::new(rand::rng().random()),
+            incoming: Incoming::default(),
+            subscriptions: Subscriptions::default(),
+            origins: HashMap::new(),
+            next_request: 0,
+            opened,
+            ready: None,
+            is_ready: false,
+            restoring: 0,
+            quick_losses: 0,
+            attempts: 0,
+            end: None,
+        }
+    }
+
+    /// Without a connection: tries for one, and serves what can be served meanwhile. Nothing means that the session is over.
+    async fn offline(&mut self) -> Option<(Connection, Connack)> {
+        loop {
+            if self.is_done_offline() {
+                return None;
+            }
+            let attempt = attempt(self.setup.clone(), self.connecting(), back_off(self.attempts));
+            tokio::pin!(attempt);
+            let result = loop {
+                let deadline = self.offline_deadline();
+                select! {
+                    result = &mut attempt => break result,
+                    command = self.commands.recv(), if self.end.is_none() => self.on_command(command, None),
+                    () = self.downlink.to_link.notified() => self.on_downlink(),
+                    () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.on_time(),
+                }
+                if self.is_done_offline() {
+                    return None;
+                }
+            };
+            match result {
+                Ok(connection) => return Some(connection),
+                Err(lost) if lost.is_final() => {
+                    warn!(%lost, "the broker does not take the session");
+                    let refusal = Refusal::new(crate::wire::Code::BrokerRejected, format!("Not taken by the broker: {lost}."));
+                    self.downlink.tell(Event::Ended(Close::NoBroker, Some(refusal)));
+                    return None;
+                }
+                Err(lost) => {
+                    debug!(%lost, "no connection to the broker");
+                    self.attempts = self.attempts.saturating_add(1);
+                }
+            }
+        }
+    }
+
+    fn connecting(&self) -> Connecting {
+        let grace = self.setup.config.grace.as_secs() as u32;
+        Connecting {
+            client_id: self.client_id.clone(),
+            clean_start: self.opening.clean && !self.is_connected_once(),
+            session_expiry: if self.opening.clean { grace } else { self.opening.session_expiry.max(grace) },
+            // The embedded broker lives and dies with this process, so a will of its own is never needed.
+            will: self.opening.will.clone().filter(|_| !self.setup.is_embedded).map(|mut will| {
+                will.delay = will.delay.max(grace);
+                will
+            }),
+        }
+    }
+
+    fn is_connected_once(&self) -> bool {
+        self.ready.is_some() || self.is_ready
+    }
+
+    fn is_done_offline(&self) -> bool {
+        let Some(end) = &self.end else { return false };
+        Instant::now() >= end.until || (self.outgoing.is_empty() && !self.owes_goodbye(end)) || !self.is_connected_once()
+    }
+
+    /// The broker would publish the will of this session, and must be told not to.
+    fn owes_goodbye(&self, end: &End) -> bool {
+        self.opening.will.is_some() && !self.setup.is_embedded && (!end.close.fires_will() || end.stage == Stage::Will)
+    }
+
+    fn offline_deadline(&self) -> Option<Instant> {
+        let request = self.outgoing.next_deadline().map(Instant::from_std);
+        request.into_iter().chain(self.end.as_ref().map(|end| end.until)).min()
+    }
+
+    /// With a connection, until it is lost, or, as nothing, until the session is over and the broker knows.
+    async fn online(&mut self, mut connection: Connection, connack: Connack) -> Option<Lost> {
+        let connected = Instant::now();
+        let mut clock = Clock {
+            keep_alive: connack.server_keep_alive.map_or(self.setup.config.keep_alive, |seconds| Duration::from_secs(seconds.into())),
+            last_write: connected,
+            pinged: None,
+            stuck_since: None,
+        };
+        let is_reconnect = self.is_connected_once();
+        self.on_connected(connack);
+        let lost = self.serve(&mut connection, &mut clock).await.err();
+        self.outgoing.on_link_down();
+        self.incoming.on_link_down();
+        let quick = is_reconnect && connected.elapsed() < TAKEOVER_WINDOW && matches!(lost, Some(Lost::Closed | Lost::Io(_)));
+        self.quick_losses = if quick { self.quick_losses + 1 } else { 0 };
+        lost
+    }
+
+    async fn serve(&mut self, connection: &mut Connection, clock: &mut Clock) -> Result<(), Lost> {
+        let timer = sleep(Duration::ZERO);
+        tokio::pin!(timer);
+        loop {
+            self.write_due(connection);
+            if self.is_leaving(connection) {
+                return self.leave(connection).await;
+            }
+            let may_read = self.end.is_some() || !self.is_ready || self.downlink.may_read();
+            if !may_read {
+                // A connection that is not read is not dead.
+                clock.pinged = clock.pinged.map(|_| Instant::now());
+            }
+            self.set_timer(timer.as_mut(), connection, clock);
+            select! {
+                turn = connection.turn(may_read) => {
+                    clock.stuck_since = None;
+                    match turn? {
+                        Turn::Wrote => clock.last_write = Instant::now(),
+                        Turn::Read => self.on_read(connection, clock)?,
+                    }
+                }
+                command = self.commands.recv(), if self.takes_commands(connection) => self.on_command(command, Some(connection)),
+                () = self.downlink.to_link.notified() => self.on_downlink(),
+                () = timer.as_mut() => self.on_timer(connection, clock)?,
+            }
+        }
+    }
+
+    fn takes_commands(&self, connection: &Connection) -> bool {
+        self.end.is_none() && connection.outbound.len() < MAX_OUTBOUND && self.outgoing.waiting() == 0
+    }
+
+    fn on_connected(&mut self, connack: Connack) {
+        if let Some(id) = connack.assigned_client_id {
+            self.client_id = id;
+        }
+        let session_present = connack.session_present;
+        let abilities = Abilities {
+            receive_maximum: connack.receive_maximum,
+            maximum_qos: connack.maximum_qos,
+            maximum_packet_size: connack.maximum_packet_size,
+            retain: connack.retain_available,
+            shared: connack.shared_available,
+            wildcards: connack.wildcards_available,
+            subscription_ids: connack.subscription_ids_available,
+        };
+        self.attempts = 0;
+        self.incoming.on_link_up(session_present);
+        let window = connack.receive_maximum.min(self.opening.max_inflight);
+        let ended = self.outgoing.on_link_up(session_present, window);
+        self.on_outcomes(ended);
+        if !session_present && self.is_connected_once() {
+            self.downlink.void_receipts();
+        }
+        match &mut self.ready {
+            Some(ready) => {
+                ready.abilities = abilities;
+                metrics::broker_reconnected();
+                let refused = self.outgoing.refuse(|request| match request {
+                    Request::Publish(message) => too_large(message, &abilities).then_some(Reason::PACKET_TOO_LARGE),
+                    Request::Subscribe { .. } | Request::Unsubscribe(_) => None,
+                });
+                self.on_outcomes(refused);
+                if !session_present {
+                    self.restore();
+                }
+                if self.is_ready && self.restoring == 0 {
+                    self.downlink.tell(Event::Up { session_present });
+                }
+            }
+            None => {
+                if session_present {
+                    self.subscriptions.resume(self.opening.ack);
+                }
+                self.ready = Some(Ready { client_id: self.client_id.clone(), session_present, subscriptions: Vec::new(), abilities });
+                self.subscribe_opening(session_present);
+                self.tell_if_ready();
+            }
+        }
+    }
+
+    /// A resumed session's deliveries may come at once, so its subscriptions are in force before the broker has confirmed them.
+    fn subscribe_opening(&mut self, session_present: bool) {
+        for (index, subscription) in self.opening.subscriptions.clone().into_iter().enumerate() {
+            match self.judge_filter(&subscription) {
+                Err(refusal) => self.opened[index] = Some(Err(refusal)),
+                Ok(()) => {
+                    if session_present {
+                        self.insert(subscription.clone(), subscription.options.qos);
+                    }
+                    self.ask_subscribe(Origin::Opening(index, subscription));
+                }
+            }
+        }
+    }
+
+    fn tell_if_ready(&mut self) {
+        if self.is_ready || !self.opened.iter().all(Option::is_some) {
+            return;
+        }
+        let Some(ready) = &mut self.ready else { return };
+        ready.subscriptions = self.opened.drain(..).flatten().collect();
+        self.is_ready = true;
+        self.downlink.tell(Event::Ready(ready.clone()));
+    }
+
+    fn restore(&mut self) {
+        let all: Vec<_> = self.subscriptions.iter().cloned().collect();
+        self.restoring = 0;
+        for subscription in all {
+            // One that waits for its answer is asked for again by itself.
+            let filter = &subscription.filter;
+            let asked = |origin: &Origin| matches!(origin, Origin::Restore(other) | Origin::Opening(_, other) if other.filter == *filter);
+            if !self.origins.values().any(asked) {
+                self.ask_subscribe(Origin::Restore(subscription));
+            }
+        }
+        self.restoring = self.origins.values().filter(|origin| matches!(origin, Origin::Restore(_))).count();
+    }
+
+    fn insert(&mut self, subscription: Subscription, granted: Qos) {
+        let before = self.subscriptions.len();
+        self.subscriptions.insert(subscription, granted);
+        metrics::subscriptions_changed(before, self.subscriptions.len());
+    }
+
+    fn remove(&mut self, filter: &crate::mqtt::TopicFilter) {
+        let before = self.subscriptions.len();
+        self.subscriptions.remove(filter);
+        metrics::subscriptions_changed(before, self.subscriptions.len());
+        for receipt in self.downlink.purge(filter) {
+            self.incoming.confirm(receipt);
+        }
+    }
+
+    fn ask(&mut self, request: Request, origin: Origin) {
+        let id = self.next_request;
+        self.next_request += 1;
+        self.origins.insert(id, origin);
+        self.outgoing.make(id, request, (Instant::now() + self.setup.config.request_timeout).into_std());
+    }
+
+    fn ask_subscribe(&mut self, origin: Origin) {
+        let (Origin::Subscribe(_, subscription) | Origin::Opening(_, subscription) | Origin::Restore(subscription)) = &origin else {
+            unreachable!("only these subscribe")
+        };
+        let filter = subscription.filter.clone();
+        let request = Request::Subscribe { subscription_id: subscription_id(&filter), options: subscription.options, filter };
+        self.ask(request, origin);
+    }
+
+    fn on_command(&mut self, command: Option<Command>, connection: Option<&mut Connection>) {
+        match command.unwrap_or(Command::End(Close::Fault)) {
+            Command::Publish(id, message) => self.on_publish_command(id, message, connection),
+            Command::Subscribe(id, subscription) => match self.judge_filter(&subscription) {
+                Ok(()) => self.ask_subscribe(Origin::Subscribe(id, subscription)),
+                Err(refusal) => self.downlink.tell(Event::Subscribed(id, Err(refusal))),
+            },
+            Command::Unsubscribe(id, filter) => self.ask(Request::Unsubscribe(filter), Origin::Unsubscribe(id)),
+            Command::End(close) => self.begin_end(close, LAST_REQUESTS),
+        }
+    }
+
+    fn on_publish_command(&mut self, id: RequestId, message: Message, connection: Option<&mut Connection>) {
+        let refusal = match (self.judge(&message), &connection) {
+            (Err(refusal), _) => refusal,
+            (Ok(()), None) if message.qos == Qos::AtMostOnce || self.outgoing.waiting() >= self.setup.config.max_waiting.get() => {
+                Refusal::broker_unavailable()
+            }
+            (Ok(()), Some(_)) | (Ok(()), None) => {
+                metrics::message_up(&message);
+                return match connection {
+                    Some(connection) if message.qos == Qos::AtMostOnce => {
+                        packet::write_publish(&mut connection.outbound, &message, None, false);
+                        self.downlink.tell(Event::Answered(id, Ok(())));
+                    }
+                    _ => self.ask(Request::Publish(message), Origin::Publish(id)),
+                };
+            }
+        };
+        self.downlink.tell(Event::Answered(id, Err(refusal)));
+    }
+
+    /// What the broker said that it does not take must not be sent: it would end the connection.
+    fn judge(&self, message: &Message) -> Result<(), Refusal> {
+        if self.setup.is_embedded {
+            super::embedded_refuses_topic(&message.topic)?;
+        }
+        let Some(Ready { abilities, .. }) = &self.ready else { return Ok(()) };
+        if message.qos > abilities.maximum_qos {
+            return Err(Refusal::from_reason(Reason::QOS_NOT_SUPPORTED));
+        }
+        if message.retain && !abilities.retain {
+            return Err(Refusal::from_reason(Reason::RETAIN_NOT_SUPPORTED));
+        }
+        if too_large(message, abilities) {
+            return Err(Refusal::from_reason(Reason::PACKET_TOO_LARGE));
+        }
+        Ok(())
+    }
+
+    fn judge_filter(&self, subscription: &Subscription) -> Result<(), Refusal> {
+        let filter = &subscription.filter;
+        if self.setup.is_embedded {
+            super::embedded_refuses_filter(filter, self.opening.clean)?;
+        }
+        let Some(Ready { abilities, .. }) = &self.ready else { return Ok(()) };
+        if filter.is_shared() && !abilities.shared {
+            return Err(Refusal::from_reason(Reason::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED));
+        }
+        if filter.as_str().contains(['+', '#']) && !abilities.wildcards {
+            return Err(Refusal::from_reason(Reason::WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED));
+        }
+        Ok(())
+    }
+
+    fn on_downlink(&mut self) {
+        for receipt in self.downlink.take_confirmations() {
+            self.incoming.confirm(receipt);
+        }
+        if self.downlink.is_taken_over() && self.end.as_ref().is_none_or(|end| end.close != Close::TakenOver) {
+            self.downlink.tell(Event::Ended(Close::TakenOver, None));
+            self.end = None;
+            self.begin_end(Close::TakenOver, LAST_REQUESTS_OF_PREDECESSOR);
+        }
+    }
+
+    fn write_due(&mut self, connection: &mut Connection) {
+        let with_ids = self.ready.as_ref().is_none_or(|ready| ready.abilities.subscription_ids);
+        while let Some(confirmation) = self.incoming.due() {
+            match confirmation {
+                Confirmation::Puback(id) => packet::write_puback(&mut connection.outbound, id),
+                Confirmation::Pubrec(id) => packet::write_pubrec(&mut connection.outbound, id),
+            }
+        }
+        while let Some(due) = self.outgoing.due() {
+            let out = &mut connection.outbound;
+            match due {
+                Due::Pubrel(id) => packet::write_pubrel(out, id),
+                Due::Request(id, Request::Publish(message), dup) => packet::write_publish(out, message, Some(id), dup),
+                Due::Request(id, Request::Subscribe { filter, options, subscription_id }, _) => {
+                    let subscription_id = with_ids.then_some(*subscription_id);
+                    packet::write_subscribe(out, id, subscription_id, filter.as_str(), *options);
+                }
+                Due::Request(id, Request::Unsubscribe(filter), _) => packet::write_unsubscribe(out, id, filter.as_str()),
+            }
+        }
+    }
+
+    fn on_read(&mut self, connection: &mut Connection, clock: &mut Clock) -> Result<(), Lost> {
+        let received = std::time::Instant::now();
+        let timestamp = unix_millis();
+        let mut deliveries = Vec::new();
+        while let Some(packet) = connection.next_packet()? {
+            match packet {
+                Packet::Publish(publish) => {
+                    let moment = (timestamp, received);
+                    self.on_publish(publish, moment, &mut deliveries);
+                }
+                Packet::Puback(id, reason) => {
+                    let outcome = self.outgoing.on_puback(id, reason);
+                    self.on_outcomes(outcome);
+                }
+                Packet::Pubrec(id, reason) => match self.outgoing.on_pubrec(id, reason) {
+                    Ok(()) => packet::write_pubrel(&mut connection.outbound, id),
+                    // The broker must hear of an identifier that nobody here knows, or it would ask for ever.
+                    Err(None) if reason.is_success() => packet::write_pubrel(&mut connection.outbound, id),
+                    Err(outcome) => self.on_outcomes(outcome),
+                },
+                Packet::Pubrel(id, _) => {
+                    let reason = self.incoming.on_pubrel(id);
+                    packet::write_pubcomp(&mut connection.outbound, id, reason);
+                }
+                Packet::Pubcomp(id, _) => {
+                    let outcome = self.outgoing.on_pubcomp(id);
+                    self.on_outcomes(outcome);
+                }
+                Packet::Suback(id, reasons) | Packet::Unsuback(id, reasons) => {
+                    // What came before the answer belongs before it.
+                    self.offer(&mut deliveries);
+                    let reason = reasons.first().copied().ok_or(Lost::Malformed(packet::Malformed::Truncated))?;
+                    self.on_subscription_answer(id, reason);
+                }
+                Packet::Pingresp => clock.pinged = None,
+                Packet::Disconnect(reason) => {
+                    self.offer(&mut deliveries);
+                    return Err(Lost::Disconnected(reason));
+                }
+                Packet::Connack(_) => return Err(Lost::Malformed(packet::Malformed::PacketType(0x20))),
+            }
+        }
+        self.offer(&mut deliveries);
+        Ok(())
+    }
+
+    fn offer(&self, deliveries: &mut Vec<Delivery>) {
+        if !deliveries.is_empty() {
+            self.downlink.offer(deliveries.drain(..));
+        }
+    }
+
+    fn on_publish(
+        &mut self,
+        publish: Publish,
+        (timestamp, received): (u64, std::time::Instant),
+        deliveries: &mut Vec<Delivery>,
+    ) {
+        if self.end.is_some() {
+            // Whoever resumes the session gets it.
+            return;
+        }
+        let Publish { id, dup, message, subscription_ids } = publish;
+        let route = self.subscriptions.route(&message, &subscription_ids);
+        let targets = match route {
+            Route::Deliver(targets) => targets,
+            Route::Drop => Default::default(),
+            Route::Withhold => return metrics::delivery_withheld(),
+        };
+        let mut known_by = None;
+        if let Some(id) = id {
+            let digest = message.digest();
+            match self.incoming.on_publish(id, message.qos, dup, digest) {
+                Arrival::Known => return,
+                Arrival::New(receipt) => {
+                    self.incoming.opened(receipt, targets.iter().filter(|target| target.qos > Qos::AtMostOnce).count());
+                    known_by = Some((receipt, id, digest));
+                }
+            }
+        }
+        for (index, target) in targets.into_iter().enumerate() {
+            let known_by = known_by.filter(|_| target.qos > Qos::AtMostOnce);
+            deliveries.push(Delivery {
+                msgid: known_by.map(|(_, id, digest)| msgid(id, digest, index, &target)),
+                receipt: known_by.map(|(receipt, ..)| receipt),
+                message: Message { qos: target.qos, ..message.clone() },
+                format: target.contract.format,
+                ack: target.contract.ack,
+                readers: target.readers,
+                dup,
+                timestamp,
+                received,
+            });
+        }
+    }
+
+    fn on_subscription_answer(&mut self, id: PacketId, reason: Reason) {
+        let Some((request, asked, late)) = self.outgoing.on_suback(id) else { return };
+        let refusal = (!reason.is_success()).then(|| Refusal::from_reason(reason));
+        let granted = Qos::from_number(reason.0.into()).unwrap_or_default();
+        match self.origins.remove(&request) {
+            Some(Origin::Subscribe(id, subscription)) => match refusal {
+                // The session was told that it failed, so it must not be in force.
+                None if late => self.ask(Request::Unsubscribe(subscription.filter), Origin::Own),
+                None => {
+                    self.insert(subscription, granted);
+                    self.downlink.tell(Event::Subscribed(id, Ok(granted)));
+                }
+                Some(_) if late => {}
+                Some(refusal) => self.downlink.tell(Event::Subscribed(id, Err(refusal))),
+            },
+            Some(Origin::Opening(index, subscription)) => {
+                let result = match refusal {
+                    None => {
+                        self.insert(subscription, granted);
+                        Ok(granted)
+                    }
+                    Some(refusal) => {
+                        self.remove(&subscription.filter);
+                        Err(refusal)
+                    }
+                };
+                if let Some(opened) = self.opened.get_mut(index) {
+                    *opened = Some(result);
+                }
+                self.tell_if_ready();
+            }
+            Some(Origin::Restore(subscription)) => {
+                match refusal {
+                    None => self.insert(subscription, granted),
+                    Some(refusal) => {
+                        self.remove(&subscription.filter);
+                        self.downlink.tell(Event::SubscriptionLost(subscription.filter, refusal));
+                    }
+                }
+                self.restoring = self.restoring.saturating_sub(1);
+                if self.restoring == 0 {
+                    self.downlink.tell(Event::Up { session_present: false });
+                }
+            }
+            Some(Origin::Unsubscribe(id)) => {
+                if refusal.is_none()
+                    && let Request::Unsubscribe(filter) = &asked
+                {
+                    self.remove(filter);
+                }
+                if !late {
+                    self.downlink.tell(Event::Answered(id, refusal.map_or(Ok(()), Err)));
+                }
+            }
+            Some(Origin::Publish(_) | Origin::Own) | None => {}
+        }
+    }
+
+    fn on_outcomes(&mut self, outcomes: impl IntoIterator<Item = (RequestId, Outcome)>) {
+        for (id, outcome) in outcomes {
+            let result = Refusal::from_outcome(outcome).map_or(Ok(()), Err);
+            // Whose time is up may still be answered: its origin stays.
+            let overdue = self.outgoing.is_in_flight(id);
+            let Some(origin) = self.origins.get(&id) else { continue };
+            match (origin, result) {
+                (Origin::Publish(request), Err(refusal)) if overdue => self.downlink.tell(Event::Overdue(*request, refusal)),
+                (Origin::Publish(request) | Origin::Unsubscribe(request), result) => {
+                    self.downlink.tell(Event::Answered(*request, result));
+                }
+                (Origin::Subscribe(request, _), Err(refusal)) => self.downlink.tell(Event::Subscribed(*request, Err(refusal))),
+                (Origin::Opening(index, _), Err(refusal)) => {
+                    let index = *index;
+                    if let Some(opened) = self.opened.get_mut(index) {
+                        *opened = Some(Err(refusal));
+                    }
+                    self.tell_if_ready();
+                }
+                (Origin::Subscribe(..) | Origin::Opening(..), Ok(())) | (Origin::Restore(_) | Origin::Own, _) => {}
+            }
+            if !overdue {
+                self.origins.remove(&id);
+            }
+        }
+    }
+
+    fn on_time(&mut self) {
+        let ended = self.outgoing.on_time(std::time::Instant::now());
+        self.on_outcomes(ended);
+    }
+
+    fn set_timer(&self, timer: Pin<&mut Sleep>, connection: &Connection, clock: &mut Clock) {
+        let patience = self.setup.config.connect_timeout;
+        if connection.outbound.is_empty() {
+            clock.stuck_since = None;
+        } else if clock.stuck_since.is_none() {
+            clock.stuck_since = Some(Instant::now());
+        }
+        let next = [
+            (!clock.keep_alive.is_zero() && clock.pinged.is_none()).then(|| clock.last_write + clock.keep_alive),
+            clock.pinged.map(|at| at + patience),
+            clock.stuck_since.map(|at| at + patience),
+            self.offline_deadline(),
+        ];
+        let next = next.into_iter().flatten().min().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        // A timer that fires early only looks around: it is moved when something comes sooner, not each time something goes later.
+        if timer.is_elapsed() || next < timer.deadline() {
+            timer.reset(next);
+        }
+    }
+
+    fn on_timer(&mut self, connection: &mut Connection, clock: &mut Clock) -> Result<(), Lost> {
+        let now = Instant::now();
+        let patience = self.setup.config.connect_timeout;
+        let overdue = |since: Option<Instant>| since.is_some_and(|since| now >= since + patience);
+        if overdue(clock.pinged) || overdue(clock.stuck_since) {
+            return Err(Lost::TimedOut);
+        }
+        if !clock.keep_alive.is_zero() && clock.pinged.is_none() && now >= clock.last_write + clock.keep_alive {
+            packet::write_pingreq(&mut connection.outbound);
+            clock.pinged = Some(now);
+        }
+        self.on_time();
+        Ok(())
+    }
+
+    fn begin_end(&mut self, close: Close, patience: Duration) {
+        self.end = Some(End { close, stage: Stage::Requests, until: Instant::now() + patience });
+    }
+
+    /// Moves an ended session on; says whether it is time to leave the broker.
+    fn is_leaving(&mut self, connection: &mut Connection) -> bool {
+        loop {
+            let Some(end) = &mut self.end else { return false };
+            let now = Instant::now();
+            let passed = now >= end.until;
+            let idle = self.outgoing.is_empty();
+            match (end.stage, &self.opening.will) {
+                (Stage::Requests, _) if !idle && !passed => return false,
+                (Stage::Requests, Some(will)) if end.close.fires_will() => {
+                    end.stage = Stage::WillDelay;
+                    end.until = now + Duration::from_secs(will.delay.into());
+                }
+                (Stage::WillDelay, Some(will)) if passed => {
+                    let message = will.message.clone();
+                    end.stage = Stage::Will;
+                    end.until = now + LAST_REQUESTS;
+                    if self.judge(&message).is_err() {
+                        warn!("the broker does not take the will of a session");
+                    } else if message.qos == Qos::AtMostOnce {
+                        packet::write_publish(&mut connection.outbound, &message, None, false);
+                    } else {
+                        self.ask(Request::Publish(message), Origin::Own);
+                        self.write_due(connection);
+                    }
+                }
+                (Stage::WillDelay, _) => return false,
+                (Stage::Will, _) if !idle && !passed => return false,
+                (Stage::Requests | Stage::Will, _) => return true,
+            }
+        }
+    }
+
+    async fn leave(&mut self, connection: &mut Connection) -> Result<(), Lost> {
+        let expiry = if self.opening.clean { 0 } else { self.opening.session_expiry };
+        if self.setup.is_embedded {
+            // A DISCONNECT with many messages queued stops rumqttd: it gets the end of the stream instead.
+        } else {
+            packet::write_disconnect(&mut connection.outbound, Some(expiry));
+        }
+        let flush = async {
+            while !connection.outbound.is_empty() {
+                connection.turn(false).await?;
+            }
+            Ok(())
+        };
+        timeout(LAST_REQUESTS_OF_PREDECESSOR, flush).await.unwrap_or(Err(Lost::TimedOut)).or(Ok(()))
+    }
+
+    fn on_lost(&mut self, lost: &Lost) {
+        info!(%lost, "broker link lost");
+        if matches!(lost, Lost::Disconnected(Reason::SESSION_TAKEN_OVER)) || self.quick_losses >= TAKEOVER_LOSSES {
+            self.downlink.tell(Event::Ended(Close::TakenOver, None));
+            // The other connection has the session now: there is nothing to say goodbye to.
+            self.end = Some(End { close: Close::TakenOver, stage: Stage::Requests, until: Instant::now() });
+            return;
+        }
+        if let Some(end) = &mut self.end {
+            end.until = end.until.max(Instant::now() + self.setup.config.grace);
+        } else if self.is_ready {
+            self.downlink.tell(Event::Down);
+        }
+    }
+}
+
+/// What a CONNECT says that differs between sessions.
+struct Connecting {
+    client_id: String,
+    clean_start: bool,
+    session_expiry: u32,
+    will: Option<crate::wire::Will>,
+}
+
+async fn attempt(setup: Arc<Setup>, connecting: Connecting, delay: Duration) -> Result<(Connection, Connack), Lost> {
+    sleep(delay).await;
+    let connect = Connect {
+        client_id: &connecting.client_id,
+        clean_start: connecting.clean_start,
+        session_expiry: connecting.session_expiry,
+        will: connecting.will.as_ref().map(|will| packet::Will { message: &will.message, delay: will.delay }),
+        ..setup.connect()
+    };
+    timeout(setup.config.connect_timeout, Connection::open(&setup.target, &connect)).await.unwrap_or(Err(Lost::TimedOut))
+}
+
+/// Nothing before the first attempt, then a random time up to a bound that doubles.
+fn back_off(attempts: u32) -> Duration {
+    match attempts {
+        0 => Duration::ZERO,
+        _ => LONGEST_BACK_OFF.min(FIRST_BACK_OFF * 2u32.saturating_pow(attempts - 1)).mul_f64(rand::rng().random()),
+    }
+}
+
+fn too_large(message: &Message, abilities: &Abilities) -> bool {
+    packet::publish_size(message) > abilities.maximum_packet_size
+}
+
+/// Derived from what a broker sends again, so that every gateway process gives a delivery the same one.
+fn msgid(id: PacketId, digest: u64, index: usize, target: &Target) -> String {
+    if index == 0 {
+        return format!("{id}-{digest:016x}");
+    }
+    let ack = match target.contract.ack {
+        Ack::Auto => 'a',
+        Ack::Manual => 'm',
+    };
+    let format = match target.contract.format {
+        Format::Text => 't',
+        Format::Json => 'j',
+    };
+    format!("{id}-{digest:016x}-{ack}{format}")
+}
+
+fn unix_millis() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

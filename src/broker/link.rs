@@ -1,0 +1,291 @@
+//! A session's way to the broker: requests go up as commands, answers and deliveries come down through a shared place.
+//!
+//! A session never learns whether the connection behind is its own.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::{Notify, mpsc};
+
+use crate::delivery::outbox::Overflow;
+use crate::delivery::{self, Delivery, Outbox, subscription_id};
+use crate::metrics;
+use crate::mqtt::inflight::{Receipt, RequestId};
+use crate::mqtt::{Message, Qos, TopicFilter};
+use crate::wire::{Ack, Close, Refusal, Subscription, Will};
+
+/// What a session wants of the broker before anything else.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// The MQTT client identifier.
+    pub client_id: String,
+    /// Forget what the broker knows, and let nothing be kept.
+    pub clean: bool,
+    /// Seconds that the broker keeps the session after its end.
+    pub session_expiry: u32,
+    /// What is published if the session ends without goodbye.
+    pub will: Option<Will>,
+    /// In force before the first delivery.
+    pub subscriptions: Vec<Subscription>,
+    /// How deliveries are confirmed that match no subscription of this connection.
+    pub ack: Ack,
+    /// QoS 1 and 2 publishes that may be unanswered at one time; the broker may want fewer.
+    pub max_inflight: u16,
+}
+
+/// A request of the session. Each is answered by an event that bears its number, numbers going up.
+#[derive(Debug)]
+pub enum Command {
+    /// A message for the broker.
+    Publish(RequestId, Message),
+    /// One subscription.
+    Subscribe(RequestId, Subscription),
+    /// One filter.
+    Unsubscribe(RequestId, TopicFilter),
+    /// The session has ended so; what was asked before is finished first.
+    End(Close),
+}
+
+/// What the broker's side tells the session.
+#[derive(Debug, PartialEq)]
+pub enum Event {
+    /// The broker has accepted the session.
+    Ready(Ready),
+    /// A publish or an unsubscribe was carried out, or not.
+    Answered(RequestId, Result<(), Refusal>),
+    /// The time of a publish is up, but the broker may have it: it may be answered yet.
+    Overdue(RequestId, Refusal),
+    /// A subscribe was carried out, or not.
+    Subscribed(RequestId, Result<Qos, Refusal>),
+    /// The link is lost; it is being restored.
+    Down,
+    /// The link is back and the subscriptions with it.
+    Up {
+        /// The broker still had the session.
+        session_present: bool,
+    },
+    /// The broker did not give a subscription back after it had lost the session.
+    SubscriptionLost(TopicFilter, Refusal),
+    /// The broker's side gives the session up.
+    Ended(Close, Option<Refusal>),
+}
+
+/// The broker's answer to [`Opening`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ready {
+    /// The identifier that the session has at the broker.
+    pub client_id: String,
+    /// The broker had a session for it.
+    pub session_present: bool,
+    /// One for each subscription of the opening.
+    pub subscriptions: Vec<Result<Qos, Refusal>>,
+    /// What the broker can do.
+    pub abilities: Abilities,
+}
+
+/// What the broker can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abilities {
+    /// QoS 1 and 2 publishes that may be unanswered at one time.
+    pub receive_maximum: u16,
+    /// The highest QoS.
+    pub maximum_qos: Qos,
+    /// The largest PUBLISH, in bytes.
+    pub maximum_packet_size: usize,
+    /// Whether messages are stored.
+    pub retain: bool,
+    /// Whether `$share` works.
+    pub shared: bool,
+    /// Whether filters may hold wildcards.
+    pub wildcards: bool,
+    /// Whether deliveries tell their subscription.
+    pub subscription_ids: bool,
+}
+
+/// A session's end of its link.
+#[derive(Debug)]
+pub struct Link {
+    /// Waits while the broker's side is behind, so that a browser is read no faster than the broker takes.
+    pub commands: mpsc::Sender<Command>,
+    /// What comes down.
+    pub downlink: Arc<Downlink>,
+}
+
+impl Link {
+    /// A handle for those who may have to end the link from outside.
+    pub fn handle(&self) -> Handle {
+        Handle { downlink: self.downlink.clone() }
+    }
+}
+
+/// Outlives the session, until the link has ended.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    downlink: Arc<Downlink>,
+}
+
+impl Handle {
+    /// Somebody else connects with this link's client identifier: the link gives way.
+    pub fn take_over(&self) {
+        self.downlink.lock().taken_over = true;
+        self.downlink.to_link.notify_one();
+    }
+
+    /// Waits until the link has let go of the broker's session.
+    pub async fn ended(&self) {
+        self.downlink.let_go.notified().await;
+        self.downlink.let_go.notify_one();
+    }
+}
+
+/// What comes down to a session, and the confirmations that go back up.
+#[derive(Debug)]
+pub struct Downlink {
+    state: Mutex<State>,
+    config: delivery::Config,
+    /// Wakes the session: there are events, or the first deliveries.
+    pub to_session: Notify,
+    /// Wakes the link: there are confirmations, there is room, or it is to give way.
+    pub to_link: Notify,
+    let_go: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    events: VecDeque<Event>,
+    outbox: Outbox,
+    confirmations: Vec<Receipt>,
+    overflow: Overflow,
+    taken_over: bool,
+}
+
+impl Downlink {
+    /// Nothing waits.
+    pub fn new(config: delivery::Config) -> Arc<Downlink> {
+        Arc::new(Downlink {
+            state: Mutex::default(),
+            config,
+            to_session: Notify::new(),
+            to_link: Notify::new(),
+            let_go: Notify::new(),
+        })
+    }
+
+    /// Link: tells the session something. Events are as many as the session's requests, and a few.
+    pub fn tell(&self, event: Event) {
+        self.lock().events.push_back(event);
+        self.to_session.notify_one();
+    }
+
+    /// Link: offers what one read of the broker brought.
+    pub fn offer(&self, deliveries: impl Iterator<Item = Delivery>) {
+        let mut state = self.lock();
+        let before = (state.outbox.len(), state.outbox.bytes());
+        let mut dropped = 0;
+        for delivery in deliveries {
+            let overflow = state.overflow;
+            dropped += state.outbox.offer(delivery, overflow, &self.config);
+        }
+        metrics::outbox_changed(before, (state.outbox.len(), state.outbox.bytes()));
+        metrics::deliveries_dropped(dropped);
+        drop(state);
+        self.to_session.notify_one();
+    }
+
+    /// Link: whether the broker's connection may be read.
+    pub fn may_read(&self) -> bool {
+        let state = self.lock();
+        state.overflow == Overflow::DropOldest || !state.outbox.is_full(&self.config)
+    }
+
+    /// Link: what the session has confirmed since this was last asked.
+    pub fn take_confirmations(&self) -> Vec<Receipt> {
+        std::mem::take(&mut self.lock().confirmations)
+    }
+
+    /// Link: whether it is to give way to another connection of the same client.
+    pub fn is_taken_over(&self) -> bool {
+        self.lock().taken_over
+    }
+
+    /// Link: a subscription has ended; what waits for it alone leaves, and its receipts come back.
+    pub fn purge(&self, filter: &TopicFilter) -> Vec<Receipt> {
+        let mut state = self.lock();
+        let before = (state.outbox.len(), state.outbox.bytes());
+        let receipts = state.outbox.purge(subscription_id(filter));
+        metrics::outbox_changed(before, (state.outbox.len(), state.outbox.bytes()));
+        receipts
+    }
+
+    /// Link: it has let go of the broker's session.
+    pub fn let_go(&self) {
+        self.let_go.notify_one();
+    }
+
+    /// Link: the broker has lost the session, so what it delivered can no longer be confirmed.
+    pub fn void_receipts(&self) {
+        let mut state = self.lock();
+        state.outbox.void_receipts();
+        state.confirmations.clear();
+    }
+
+    /// Session: what happened, in order.
+    pub fn take_events(&self) -> VecDeque<Event> {
+        std::mem::take(&mut self.lock().events)
+    }
+
+    /// Session: deliveries up to roughly that many bytes, and how many were dropped since the last time.
+    pub fn take(&self, bytes: usize) -> (Vec<Delivery>, u64) {
+        let mut state = self.lock();
+        let was_full = state.outbox.is_full(&self.config);
+        let before = (state.outbox.len(), state.outbox.bytes());
+        let taken = state.outbox.take(bytes);
+        let dropped = state.outbox.take_dropped();
+        metrics::outbox_changed(before, (state.outbox.len(), state.outbox.bytes()));
+        if was_full {
+            self.to_link.notify_one();
+        }
+        (taken, dropped)
+    }
+
+    /// Session: whether events or deliveries wait.
+    pub fn has_deliveries(&self) -> bool {
+        !self.lock().outbox.is_empty()
+    }
+
+    /// Session: these deliveries are confirmed.
+    pub fn confirm(&self, receipts: impl IntoIterator<Item = Receipt>) {
+        let mut state = self.lock();
+        let before = state.confirmations.len();
+        state.confirmations.extend(receipts);
+        if state.confirmations.len() > before {
+            self.to_link.notify_one();
+        }
+    }
+
+    /// Session: whether the browser takes nothing, so that what is over the bound is to be dropped, or takes something again.
+    pub fn set_stalled(&self, stalled: bool) {
+        let overflow = if stalled { Overflow::DropOldest } else { Overflow::HoldUpstream };
+        let mut state = self.lock();
+        if state.overflow != overflow {
+            state.overflow = overflow;
+            self.to_link.notify_one();
+        }
+    }
+
+    /// Session: whether a stall would hold up the broker's connection.
+    pub fn is_full(&self) -> bool {
+        self.lock().outbox.is_full(&self.config)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nobody panics while holding it")
+    }
+}
+
+impl Drop for Downlink {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().expect("nobody panics while holding it");
+        metrics::outbox_changed((state.outbox.len(), state.outbox.bytes()), (0, 0));
+    }
+}

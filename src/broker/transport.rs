@@ -1,0 +1,112 @@
+//! The byte stream to the broker: TCP, or TLS over it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_platform_verifier::BuilderVerifierExt;
+use secrecy::ExposeSecret;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::Config;
+
+/// Any stream that carries MQTT.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Where the broker is and how to get there.
+#[derive(Clone)]
+pub struct Target {
+    host: String,
+    port: u16,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+/// The TLS settings of the broker can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file that holds no PEM.
+    #[error("broker.{setting}: {} holds no usable PEM: {error}", path.display())]
+    Pem {
+        /// The setting that names it.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: rustls::pki_types::pem::Error,
+    },
+    /// The private key.
+    #[error("broker.client_key holds no usable PEM key: {0}")]
+    Key(rustls::pki_types::pem::Error),
+    /// Key and certificate don't belong together, or a root is none.
+    #[error("the broker's TLS settings don't fit together: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The name can't stand in a certificate.
+    #[error("broker.url: {0} can't be verified as the name of a TLS server")]
+    Name(String),
+}
+
+impl Target {
+    /// A broker without TLS.
+    pub fn plain(host: String, port: u16) -> Target {
+        Target { host, port, tls: None }
+    }
+
+    /// A broker with TLS, as the configuration wants it.
+    pub fn tls(host: String, port: u16, config: &Config) -> Result<Target, TlsError> {
+        let name = ServerName::try_from(host.clone()).map_err(|_| TlsError::Name(host.clone()))?;
+        let connector = TlsConnector::from(Arc::new(client_config(config)?));
+        Ok(Target { host, port, tls: Some((connector, name)) })
+    }
+
+    /// Opens a stream.
+    pub async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        stream.set_nodelay(true)?;
+        match &self.tls {
+            None => Ok(Box::new(stream)),
+            Some((connector, name)) => Ok(Box::new(connector.connect(name.clone(), stream).await?)),
+        }
+    }
+}
+
+fn client_config(config: &Config) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder();
+    let builder = match &config.ca_file {
+        None => builder.with_platform_verifier()?,
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates("ca_file", path)? {
+                roots.add(certificate)?;
+            }
+            builder.with_root_certificates(roots)
+        }
+    };
+    match (&config.client_certificate_file, &config.client_key) {
+        (Some(path), Some(key)) => {
+            let key = PrivateKeyDer::from_pem_slice(key.expose_secret().as_bytes()).map_err(TlsError::Key)?;
+            Ok(builder.with_client_auth_cert(certificates("client_certificate_file", path)?, key)?)
+        }
+        _ => Ok(builder.with_no_client_auth()),
+    }
+}
+
+fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match all {
+        Ok(all) if !all.is_empty() => Ok(all),
+        Ok(_) => Err(TlsError::Pem { setting, path: path.to_owned(), error: rustls::pki_types::pem::Error::NoItemsFound }),
+        Err(error) => Err(TlsError::Pem { setting, path: path.to_owned(), error }),
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+    }
+}

@@ -1,0 +1,236 @@
+//! Settings from a TOML file, and where in it a mistake is.
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use toml::Table;
+use toml::de::{DeTable, Deserializer};
+
+use super::{Config, ConfigError, Setting, every_setting, is_secret};
+
+/// The settings that the file gives. They are judged here, where the line of each is known.
+pub(super) fn settings(path: &Path) -> Result<Vec<Setting>, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|cause| ConfigError::Unreadable {
+        path: path.to_owned(),
+        cause,
+    })?;
+    judge(&text).map_err(|mistake| mistake.tell(path, &text))?;
+    let sections: Table = text.parse().expect("what was judged is TOML");
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut settings = Vec::new();
+    for (section, entries) in &sections {
+        for (key, value) in entries.as_table().expect("what was judged has sections") {
+            let value = match value.as_str() {
+                Some(file) if key.ends_with("_file") => {
+                    folder.join(file).to_string_lossy().as_ref().into()
+                }
+                _ => value.clone(),
+            };
+            settings.push(Setting::new(section, key, value, path.to_string_lossy()));
+        }
+    }
+    Ok(settings)
+}
+
+fn judge(text: &str) -> Result<Config, Mistake> {
+    let file = DeTable::parse(text).map_err(|error| Mistake::from_toml(None, error))?;
+    for (name, section) in file.get_ref() {
+        // Serde would take a list for the settings of a section in their order.
+        if !section.get_ref().is_table() {
+            return Err(Mistake {
+                message: format!(
+                    "a section is written [{}], with its settings below",
+                    name.get_ref()
+                ),
+                span: name.span(),
+            });
+        }
+    }
+    serde_path_to_error::deserialize(Deserializer::from(file))
+        .map_err(|error| Mistake::from_toml(Some(error.path().to_string()), error.into_inner()))
+}
+
+struct Mistake {
+    message: String,
+    /// The faulty bytes of the file.
+    span: Range<usize>,
+}
+
+impl Mistake {
+    fn from_toml(setting: Option<String>, error: toml::de::Error) -> Self {
+        let message = match setting {
+            Some(setting) => format!("{setting}: {}", error.message()),
+            None => error.message().to_owned(),
+        };
+        Self {
+            message,
+            span: error.span().unwrap_or_default(),
+        }
+    }
+
+    fn tell(self, path: &Path, text: &str) -> ConfigError {
+        let before = &text[..self.span.start];
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line_end = text[line_start..]
+            .find('\n')
+            .map_or(text.len(), |length| line_start + length);
+        let line = before.matches('\n').count() + 1;
+        let column = text[line_start..self.span.start].chars().count() + 1;
+
+        // Nothing is shown of what follows the fault, nor of a line that may hold a secret.
+        let shown = &text[line_start..self.span.end.clamp(self.span.start, line_end)];
+        let excerpt = match is_public(&text[..line_start], shown) {
+            true => {
+                let carets = "^".repeat((shown.chars().count() + 1).saturating_sub(column).max(1));
+                let shown = shown.replace('\t', " ");
+                let margin = " ".repeat(line.to_string().len());
+                format!(
+                    "\n{margin} |\n{line} | {shown}\n{margin} | {:>1$}{carets}",
+                    "",
+                    column - 1
+                )
+            }
+            false => String::new(),
+        };
+        ConfigError::File {
+            path: path.to_owned(),
+            line,
+            column,
+            message: self.message,
+            excerpt,
+        }
+    }
+}
+
+/// Whether a part of a line holds no value yet, or the value of a setting that is known and no secret.
+fn is_public(before: &str, line: &str) -> bool {
+    let is_inside_text =
+        (before.matches("\"\"\"").count() + before.matches("'''").count()) % 2 == 1;
+    let written = line.split(['=', '"', '\'']).next().unwrap_or(line);
+    let key = written.rsplit('.').next().unwrap_or(written).trim();
+    let mut known = every_setting()
+        .filter(|(_, known, _)| *known == key)
+        .peekable();
+    let has_public_key =
+        known.peek().is_some() && !known.any(|(section, key, _)| is_secret(section, key));
+    !is_inside_text && !line.contains('@') && (written == line || has_public_key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(text: &str) -> String {
+        let mistake = judge(text)
+            .err()
+            .unwrap_or_else(|| panic!("no mistake in {text:?}"));
+        mistake.tell(Path::new("tidegate.toml"), text).to_string()
+    }
+
+    #[test]
+    fn a_mistake_is_shown_where_it_is() {
+        assert_eq!(
+            told("[http]\n\n[log]\nlevel = \"warn\"\nformat = \"xml\" # for now\n"),
+            "\
+tidegate.toml, line 5, column 10: log.format: unknown variant `xml`, expected `text` or `json`
+  |
+5 | format = \"xml\"
+  |          ^^^^^"
+        );
+    }
+
+    #[test]
+    fn a_mistake_is_told_what_would_be_right() {
+        for (text, place, message) in [
+            (
+                "[broker]\nhots = 1",
+                "line 2, column 1",
+                "unknown field `hots`, expected one of `url`, `username`",
+            ),
+            (
+                "[brokr]\nurl = 1",
+                "line 1, column 2",
+                "expected one of `http`, `broker`",
+            ),
+            (
+                "listen = 1",
+                "line 1, column 1",
+                "a section is written [listen]",
+            ),
+            (
+                "broker = [\"embedded\"]",
+                "line 1, column 1",
+                "a section is written [broker]",
+            ),
+            (
+                "[[broker]]",
+                "line 1, column 3",
+                "a section is written [broker]",
+            ),
+            (
+                "[http]\nlisten = \":80\"",
+                "line 2, column 10",
+                "such as \"127.0.0.1:8080\"",
+            ),
+            (
+                "[http]\r\nlisten = 80\r\n",
+                "line 2, column 10",
+                "such as \"127.0.0.1:8080\"",
+            ),
+            (
+                "[session]\nheartbeat = 0",
+                "line 2, column 13",
+                "from 0.001 to 31536000",
+            ),
+            (
+                "[broker]\nkeep_alive = 0.5",
+                "line 2, column 14",
+                "whole seconds, from 1 to 65535",
+            ),
+            (
+                "[broker]\nreceive_maximum = 65536",
+                "line 2, column 19",
+                "from 1 to 65535",
+            ),
+            (
+                "[wire]\nmax_frame = \"1 MiB\"",
+                "line 2, column 13",
+                "a whole number, at least 1",
+            ),
+            (
+                "[broker]\nurl = \"ws://b\"",
+                "line 2, column 7",
+                "use `mqtt://HOST[:PORT]`",
+            ),
+            ("[broker\nurl = 1", "line 1, column 8", "expected `]`"),
+        ] {
+            let told = told(text);
+            assert!(
+                told.contains(place) && told.contains(message),
+                "{text:?}: {told}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_secret_is_not_shown_with_the_mistake() {
+        for text in [
+            "[broker]\npassword = 31415",
+            "[broker]\npassword = hunter31415",
+            "[broker]\npassword = \"31415",
+            "[broker]\npassword \"31415\"",
+            "[broker]\npasswort = \"31415\"",
+            "[broker]\npasswort = \"31415",
+            "[broker]\nclient_key = \"\"\"\n31415\\q\n\"\"\"",
+            "[broker]\nurl = \"mqtt://ann:31415@mosquitto\"",
+            "[http]\npassword = \"31415\"",
+            "password = \"31415\"",
+            "broker.password = 31415",
+            "broker = { password = 31415 }",
+        ] {
+            let told = told(text);
+            assert!(!told.contains("31415"), "{text:?}: {told}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! What waits for a browser: which of its subscriptions a message is for, and the queue it waits in. Free of sockets and clocks.
+
+mod config;
+pub mod outbox;
+pub mod subscriptions;
+
+pub use config::Config;
+pub use outbox::{Delivery, Outbox};
+pub use subscriptions::{Route, Subscriptions, Target, subscription_id};

@@ -1,0 +1,26 @@
+//! `/healthz`: alive. `/readyz`: able to serve. Both answer in JSON.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+
+use crate::session::Context;
+
+/// The routes, for both listeners.
+pub fn routes() -> Router<Arc<Context>> {
+    Router::new().route("/healthz", get(|| async { Json(json!({"status": "ok"})) })).route("/readyz", get(ready))
+}
+
+async fn ready(State(context): State<Arc<Context>>) -> (StatusCode, Json<Value>) {
+    let broker = if context.broker.reach().is_reachable() { "up" } else { "down" };
+    let draining = context.closing.is_cancelled();
+    let (code, status) = match broker == "up" && !draining {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+    };
+    (code, Json(json!({"status": status, "broker": broker, "draining": draining})))
+}

@@ -1,0 +1,131 @@
+//! `/ws`: the upgrade, and axum's WebSocket as a session sees it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context as TaskContext, Poll};
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::{Sink, Stream};
+use tungstenite::error::{CapacityError, Error as WsError};
+
+use super::listener::Peer;
+use crate::session::{self, Context, Inbound, Outbound, Socket};
+use crate::wire::Close;
+use crate::wire::negotiate::negotiate;
+
+/// Small, so that an idle session is; a larger frame makes them grow.
+const READ_BUFFER: usize = 4096;
+const WRITE_BUFFER: usize = 16 * 1024;
+
+/// Agrees on a subprotocol and starts the session.
+pub async fn upgrade(
+    State(context): State<Arc<Context>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let agreed = match negotiate(offered) {
+        Ok(agreed) => agreed,
+        Err(text) => return (StatusCode::BAD_REQUEST, text).into_response(),
+    };
+    if context.closing.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "The gateway is going away; connect again later.\n").into_response();
+    }
+    let has_credential = agreed.has_bearer || headers.get(header::AUTHORIZATION).is_some_and(is_bearer);
+    let max_frame = context.wire.max_frame.get();
+    upgrade
+        .protocols(agreed.subprotocol)
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(WRITE_BUFFER)
+        .max_message_size(max_frame)
+        .max_frame_size(max_frame)
+        .on_upgrade(move |socket| {
+            let tasks = context.tasks.clone();
+            let socket = AxumSocket { socket, written: peer.written };
+            tasks.track_future(session::run(socket, context, has_credential))
+        })
+}
+
+fn is_bearer(value: &axum::http::HeaderValue) -> bool {
+    value.as_bytes().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
+}
+
+struct AxumSocket {
+    socket: WebSocket,
+    written: Arc<AtomicU64>,
+}
+
+/// axum's text, as text.
+struct Text(Utf8Bytes);
+
+impl AsRef<str> for Text {
+    fn as_ref(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl Socket for AxumSocket {
+    type Text = Text;
+
+    fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+}
+
+impl Stream for AxumSocket {
+    type Item = Result<Inbound<Text>, Close>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.socket).poll_next(context).map(|read| {
+            read.map(|read| match read {
+                Ok(Message::Text(text)) => Ok(Inbound::Text(Text(text))),
+                Ok(Message::Binary(_)) => Ok(Inbound::Binary),
+                Ok(Message::Ping(_) | Message::Pong(_)) => Ok(Inbound::Life),
+                Ok(Message::Close(_)) => Ok(Inbound::Close),
+                Err(error) => Err(close_of(error)),
+            })
+        })
+    }
+}
+
+impl Sink<Outbound> for AxumSocket {
+    type Error = Close;
+
+    fn poll_ready(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Result<(), Close>> {
+        Pin::new(&mut self.socket).poll_ready(context).map_err(close_of)
+    }
+
+    fn start_send(mut self: Pin<&mut Self>, frame: Outbound) -> Result<(), Close> {
+        let message = match frame {
+            Outbound::Text(text) => Message::Text(text.into()),
+            Outbound::Ping => Message::Ping(Bytes::new()),
+            Outbound::Close(close) => Message::Close(Some(CloseFrame { code: close.code(), reason: close.reason().into() })),
+        };
+        Pin::new(&mut self.socket).start_send(message).map_err(close_of)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Result<(), Close>> {
+        Pin::new(&mut self.socket).poll_flush(context).map_err(close_of)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Result<(), Close>> {
+        Pin::new(&mut self.socket).poll_close(context).map_err(close_of)
+    }
+}
+
+/// What a WebSocket error means for the session.
+fn close_of(error: axum::Error) -> Close {
+    match error.into_inner().downcast_ref::<WsError>() {
+        Some(WsError::Capacity(CapacityError::MessageTooLong { .. })) => Close::FrameTooLarge,
+        Some(WsError::Utf8(_)) => Close::InvalidUtf8,
+        Some(WsError::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)) => Close::Lost,
+        Some(WsError::Protocol(_)) => Close::ProtocolError,
+        _ => Close::Lost,
+    }
+}

@@ -1,0 +1,124 @@
+//! What Tidegate writes about itself, as lines on standard error.
+
+use std::io::{self, IsTerminal};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+
+/// The `[log]` section.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The form of a line.
+    pub format: Format,
+    /// What is worth a line.
+    pub level: Level,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line, for programs that collect logs.
+    Json,
+}
+
+/// A level (`info`), or levels for single parts of the program (`info,tidegate::broker=debug`).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Level(String);
+
+/// Starts logging for the whole process. Called once, before anything is logged.
+pub fn init(config: &Config) {
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(config.level.filter())
+        .with_writer(io::stderr)
+        .with_ansi(has_colours());
+    match config.format {
+        Format::Text => lines.init(),
+        Format::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .init(),
+    }
+}
+
+fn has_colours() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    io::stderr().is_terminal() && !unwanted
+}
+
+impl Level {
+    fn filter(&self) -> EnvFilter {
+        EnvFilter::try_new(&self.0).expect("a level was parsed when it was read")
+    }
+}
+
+impl Default for Level {
+    fn default() -> Self {
+        Self("info".to_owned())
+    }
+}
+
+impl FromStr for Level {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+        let text = text.replace(' ', "");
+        // The filter takes a bare word that is no level for a target: `inof` would silence nearly everything.
+        let is_known = |part: &str| {
+            part.contains('=') || LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part))
+        };
+        match text.split(',').find(|part| !is_known(part)) {
+            None if EnvFilter::try_new(&text).is_ok() => Ok(Self(text)),
+            misspelt => Err(format!(
+                "`{}` is not a level: use off, error, warn, info, debug or trace, \
+                 or add levels for parts of the program, as in `info,tidegate::broker=debug`",
+                misspelt.unwrap_or(&text)
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for Level {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Level> for String {
+    fn from(level: Level) -> Self {
+        level.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_a_known_word_or_a_list_of_directives() {
+        for (text, fits) in [
+            ("info", true),
+            ("off", true),
+            ("info,tidegate::broker=debug", true),
+            ("WARN,tidegate[session{id}]=trace", true),
+            ("info, tidegate=debug", true),
+            ("inof", false),
+            ("info,tidegate", false),
+            ("tidegate=loud", false),
+            ("info!", false),
+            ("", false),
+        ] {
+            assert_eq!(text.parse::<Level>().is_ok(), fits, "{text:?}");
+        }
+    }
+}

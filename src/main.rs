@@ -1,0 +1,69 @@
+//! The program: arguments, configuration, start, a signal, the end.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tidegate::app::App;
+use tidegate::cli::{Cli, Command};
+use tidegate::config::{Config, TEMPLATE, environment};
+use tidegate::{log, metrics};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The status of a configuration that can't be used.
+const BAD_CONFIGURATION: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if cli.command == Some(Command::DefaultConfig) {
+        return print(TEMPLATE);
+    }
+    let config = match Config::load(&cli.flags, environment()) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, BAD_CONFIGURATION),
+    };
+    match cli.command {
+        Some(Command::CheckConfig) => print(&format!("{config}\nok\n")),
+        Some(Command::DefaultConfig) | None => run(config),
+    }
+}
+
+#[tokio::main]
+async fn run(config: Config) -> ExitCode {
+    log::init(&config.log);
+    rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing has chosen a provider before");
+    let page = metrics::install().expect("nothing has installed a recorder before");
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return fail(&"the signals SIGTERM and SIGINT can't be listened to", 1);
+    };
+    let app = match App::start(config, page).await {
+        Ok(app) => app,
+        Err(error) => return fail(&error, 1),
+    };
+    print(&app.to_string());
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tokio::select! {
+        () = app.stop() => ExitCode::SUCCESS,
+        _ = terminate.recv() => ExitCode::FAILURE,
+        _ = interrupt.recv() => ExitCode::FAILURE,
+    }
+}
+
+/// A closed pipe at the other end is no failure of ours.
+fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    ExitCode::SUCCESS
+}
+
+fn fail(error: &dyn std::fmt::Display, status: u8) -> ExitCode {
+    let _ = writeln!(io::stderr(), "tidegate: {error}");
+    ExitCode::from(status)
+}

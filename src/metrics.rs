@@ -1,0 +1,215 @@
+//! Every metric: its name, its help, and the function that counts it. Labels come from our own enums, never from clients.
+
+use std::sync::{LazyLock, Once};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::mqtt::{Message, Qos};
+use crate::wire::{Close, Code};
+
+/// Seconds from a broker read to the socket write, and from a publish to its ack.
+const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// The state of a session's broker link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// Connected.
+    Up,
+    /// Being restored.
+    Down,
+}
+
+/// Installs the recorder; the handle renders the page for Prometheus.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)?.install_recorder()?;
+    describe();
+    let rustc = option_env!("TIDEGATE_RUSTC").unwrap_or("unknown");
+    let embedded = if cfg!(feature = "embedded-broker") { "true" } else { "false" };
+    gauge!("tidegate_build_info", "version" => env!("CARGO_PKG_VERSION"), "rustc" => rustc, "embedded_broker" => embedded).set(1);
+    LazyLock::force(&METRICS);
+    Ok(handle)
+}
+
+/// The page for Prometheus, process metrics included.
+pub fn render(handle: &PrometheusHandle) -> String {
+    static DESCRIBED: Once = Once::new();
+    let process = metrics_process::Collector::default();
+    DESCRIBED.call_once(|| process.describe());
+    process.collect();
+    handle.run_upkeep();
+    handle.render()
+}
+
+/// A session was opened.
+pub fn session_opened() {
+    METRICS.sessions_opened.increment(1);
+    METRICS.sessions_open.increment(1);
+}
+
+/// A session has ended.
+pub fn session_closed(close: Close) {
+    METRICS.sessions_open.decrement(1);
+    counter!("tidegate_sessions_closed_total", "code" => close.label()).increment(1);
+}
+
+/// A frame was turned down.
+pub fn refused(code: Code) {
+    counter!("tidegate_refusals_total", "code" => code.name()).increment(1);
+}
+
+/// The subscriptions of a session changed in number.
+pub fn subscriptions_changed(before: usize, after: usize) {
+    METRICS.subscriptions.increment(after as f64 - before as f64);
+}
+
+/// A message of a browser was handed to the broker's side.
+pub fn message_up(message: &Message) {
+    METRICS.up.count(message);
+}
+
+/// A message was written to a browser.
+pub fn message_down(message: &Message) {
+    METRICS.down.count(message);
+}
+
+/// A delivery was written so long after it was read from the broker.
+pub fn delivered(after: Duration) {
+    METRICS.delivery.record(after);
+}
+
+/// A publish was answered so long after its frame was read.
+pub fn publish_answered(qos: Qos, after: Duration) {
+    match qos {
+        Qos::AtMostOnce => {}
+        Qos::AtLeastOnce => METRICS.ack_qos_1.record(after),
+        Qos::ExactlyOnce => METRICS.ack_qos_2.record(after),
+    }
+}
+
+/// An outbox changed from so many deliveries and bytes to so many.
+pub fn outbox_changed(before: (usize, usize), after: (usize, usize)) {
+    METRICS.outbox_deliveries.increment(after.0 as f64 - before.0 as f64);
+    METRICS.outbox_bytes.increment(after.1 as f64 - before.1 as f64);
+}
+
+/// Deliveries were dropped because their browser read nothing.
+pub fn deliveries_dropped(count: usize) {
+    if count > 0 {
+        METRICS.dropped.increment(count as u64);
+    }
+}
+
+/// A delivery for a subscription that the session never made was left to whoever made it.
+pub fn delivery_withheld() {
+    METRICS.withheld.increment(1);
+}
+
+/// A session's broker link changed its state; nothing stands for a link that is not there yet or no more.
+pub fn link_changed(before: Option<LinkState>, after: Option<LinkState>) {
+    let links = |state| if state == LinkState::Up { &METRICS.links_up } else { &METRICS.links_down };
+    if let Some(state) = before {
+        links(state).decrement(1);
+    }
+    if let Some(state) = after {
+        links(state).increment(1);
+    }
+}
+
+/// A lost link is back.
+pub fn broker_reconnected() {
+    METRICS.reconnects.increment(1);
+}
+
+/// Whether the broker can be reached.
+pub fn broker_reachable(reachable: bool) {
+    METRICS.reachable.set(if reachable { 1.0 } else { 0.0 });
+}
+
+/// Handles that are looked up once, for what happens with every message.
+struct Metrics {
+    sessions_open: Gauge,
+    sessions_opened: Counter,
+    subscriptions: Gauge,
+    up: Direction,
+    down: Direction,
+    delivery: Histogram,
+    ack_qos_1: Histogram,
+    ack_qos_2: Histogram,
+    outbox_deliveries: Gauge,
+    outbox_bytes: Gauge,
+    dropped: Counter,
+    withheld: Counter,
+    links_up: Gauge,
+    links_down: Gauge,
+    reconnects: Counter,
+    reachable: Gauge,
+}
+
+struct Direction([(Counter, Counter); 3]);
+
+impl Direction {
+    fn new(direction: &'static str) -> Direction {
+        Direction(["0", "1", "2"].map(|qos| {
+            (
+                counter!("tidegate_messages_total", "direction" => direction, "qos" => qos),
+                counter!("tidegate_message_bytes_total", "direction" => direction, "qos" => qos),
+            )
+        }))
+    }
+
+    fn count(&self, message: &Message) {
+        let (messages, bytes) = &self.0[usize::from(message.qos.number())];
+        messages.increment(1);
+        bytes.increment(message.payload.len() as u64);
+    }
+}
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    // What may alert is there from the start: a counter that is born at 1 has not increased.
+    for close in ["1000", "1001", "1006", "1009", "1011", "4001", "4008", "4009", "4400", "4403", "4503"] {
+        counter!("tidegate_sessions_closed_total", "code" => close).increment(0);
+    }
+    for code in [Code::InvalidFrame, Code::InvalidTopic, Code::BrokerUnavailable, Code::BrokerRejected, Code::Timeout, Code::NotAuthorized] {
+        counter!("tidegate_refusals_total", "code" => code.name()).increment(0);
+    }
+    Metrics {
+        sessions_open: gauge!("tidegate_sessions_open"),
+        sessions_opened: counter!("tidegate_sessions_opened_total"),
+        subscriptions: gauge!("tidegate_subscriptions"),
+        up: Direction::new("uplink"),
+        down: Direction::new("downlink"),
+        delivery: histogram!("tidegate_delivery_seconds"),
+        ack_qos_1: histogram!("tidegate_publish_ack_seconds", "qos" => "1"),
+        ack_qos_2: histogram!("tidegate_publish_ack_seconds", "qos" => "2"),
+        outbox_deliveries: gauge!("tidegate_outbox_deliveries"),
+        outbox_bytes: gauge!("tidegate_outbox_bytes"),
+        dropped: counter!("tidegate_deliveries_dropped_total"),
+        withheld: counter!("tidegate_deliveries_withheld_total"),
+        links_up: gauge!("tidegate_broker_links", "state" => "up"),
+        links_down: gauge!("tidegate_broker_links", "state" => "down"),
+        reconnects: counter!("tidegate_broker_reconnects_total"),
+        reachable: gauge!("tidegate_broker_reachable"),
+    }
+});
+
+fn describe() {
+    describe_gauge!("tidegate_build_info", "Always 1; the labels say what was built.");
+    describe_gauge!("tidegate_sessions_open", "Browser sessions that are open.");
+    describe_counter!("tidegate_sessions_opened_total", "Browser sessions that were opened.");
+    describe_counter!("tidegate_sessions_closed_total", "Browser sessions that have ended, by WebSocket close code; 1006 is a lost connection.");
+    describe_gauge!("tidegate_subscriptions", "Subscriptions of all open sessions.");
+    describe_counter!("tidegate_messages_total", "Messages, by direction (uplink: from browsers; downlink: to browsers) and QoS.");
+    describe_counter!("tidegate_message_bytes_total", Unit::Bytes, "Payload bytes of messages, by direction and QoS.");
+    describe_counter!("tidegate_refusals_total", "Frames that were turned down, by error code.");
+    describe_histogram!("tidegate_delivery_seconds", Unit::Seconds, "From reading a message from the broker to writing it to a browser's socket.");
+    describe_histogram!("tidegate_publish_ack_seconds", Unit::Seconds, "From reading a publish of QoS 1 or 2 to the broker's confirmation.");
+    describe_gauge!("tidegate_outbox_deliveries", "Deliveries that wait for their browsers.");
+    describe_gauge!("tidegate_outbox_bytes", Unit::Bytes, "Memory of the deliveries that wait for their browsers, roughly.");
+    describe_counter!("tidegate_deliveries_dropped_total", "Deliveries of QoS 0 that were dropped because their browser read nothing.");
+    describe_counter!("tidegate_deliveries_withheld_total", "Messages left to another connection of the same client identifier, which subscribed to them.");
+    describe_gauge!("tidegate_broker_links", "Broker links of sessions, by state.");
+    describe_counter!("tidegate_broker_reconnects_total", "Broker links that were lost and restored.");
+    describe_gauge!("tidegate_broker_reachable", "Whether the broker can be reached: 1 or 0.");
+}

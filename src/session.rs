@@ -1,0 +1,13 @@
+//! One browser connection: who it is, what it may ask, and the loop that carries it out.
+
+mod config;
+mod greeting;
+pub mod roster;
+pub mod run;
+pub mod socket;
+mod state;
+
+pub use config::Config;
+pub use roster::Roster;
+pub use run::{Context, run};
+pub use socket::{Inbound, Outbound, Socket};

@@ -1,0 +1,522 @@
+//! The life of one session, from the upgrade to its end: this loop waits, and `state` decides.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::{Duration, Instant as StdInstant, SystemTime};
+
+use rand::Rng;
+use serde_json::Number;
+use tokio::select;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info};
+
+use super::greeting::{Greeted, greet, no_access_control};
+use super::roster::Place;
+use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
+use super::state::{Effect, State, judge_levels};
+use super::{Config, Roster};
+use crate::broker::{Broker, Command, Event, Link, Opening, Ready};
+use crate::metrics;
+use crate::mqtt::inflight::Receipt;
+use crate::wire::{self, Auth, Close, Limits, MsgId, Refusal, Reply, TopicResult, json};
+
+/// Bytes of deliveries that are written in one go.
+const BATCH: usize = 64 * 1024;
+/// How long a Close frame may take to be written.
+const CLOSING: Duration = Duration::from_secs(2);
+/// Pings without a sign of life that end a session.
+const MISSED_HEARTBEATS: u32 = 3;
+/// A browser that takes nothing for so long, with its outbox full, has stalled.
+const STALL: Duration = Duration::from_secs(1);
+
+/// What all sessions share.
+pub struct Context {
+    /// The `[session]` section.
+    pub config: Config,
+    /// The `[wire]` section.
+    pub wire: wire::Config,
+    /// The `[broker]` request time-out: how long a session waits for its link.
+    pub broker_timeout: Duration,
+    /// Where links come from.
+    pub broker: Broker,
+    /// Who holds which client identifier.
+    pub roster: Roster,
+    /// Waited for at the end.
+    pub tasks: TaskTracker,
+    /// The gateway drains.
+    pub closing: CancellationToken,
+}
+
+/// Serves a WebSocket until its end. `has_credential`: one came with the handshake.
+pub async fn run<S: Socket>(socket: S, context: Arc<Context>, has_credential: bool) {
+    let mut peer = Peer { socket, writing: Writing::default() };
+    metrics::session_opened();
+    let close = match serve(&mut peer, &context, has_credential).await {
+        Ok(never) => match never {},
+        Err(close) => close,
+    };
+    peer.close(close).await;
+    metrics::session_closed(close);
+}
+
+/// Nothing of this type exists: a session ends by a [`Close`].
+enum Never {}
+
+async fn serve<S: Socket>(peer: &mut Peer<S>, context: &Arc<Context>, has_credential: bool) -> Result<Never, Close> {
+    if has_credential {
+        peer.refuse(Reply::refused(no_access_control(), None));
+        return Err(Close::AuthenticationFailed);
+    }
+    let (auth, answer, first) = greeted(peer, context).await?;
+    let client_id = auth.client_id.clone().unwrap_or_else(|| format!("tidegate-{:016x}", rand::rng().random::<u64>()));
+    let session_id = format!("{:016x}", rand::rng().random::<u64>());
+    let opening = Opening {
+        client_id,
+        clean: auth.clean,
+        session_expiry: auth.session_expiry,
+        will: auth.will.clone(),
+        subscriptions: auth.subscriptions.clone(),
+        ack: auth.ack,
+        max_inflight: u16::try_from(context.config.max_inflight.get()).unwrap_or(u16::MAX),
+    };
+    let (link, place) = context.roster.open(&context.broker, opening);
+    let mut attached = Attached { link, place: Some(place), context: context.clone(), close: Close::Fault };
+    let result = attached.serve(peer, &auth, answer, first.as_ref().map(AsRef::as_ref), &session_id).await;
+    if let Err(close) = &result {
+        attached.close = *close;
+        info!(session = session_id, %close, "session ended");
+    }
+    result
+}
+
+/// Waits for the first frame that opens the session, or for the silence that does.
+async fn greeted<S: Socket>(peer: &mut Peer<S>, context: &Context) -> Result<(Box<Auth>, Option<Option<MsgId>>, Option<S::Text>), Close> {
+    let until = Instant::now() + context.config.auth_timeout;
+    loop {
+        let text = select! {
+            text = timeout_at(until, peer.text()) => text.ok().transpose()?,
+            () = context.closing.cancelled() => return Err(Close::Drain),
+        };
+        match greet(text.as_ref().map(AsRef::as_ref)) {
+            Greeted::Open { auth, answer, serve } => match judge(&auth, context) {
+                Ok(()) => return Ok((auth, answer, text.filter(|_| serve))),
+                Err(refusal) => peer.refuse(Reply::refused(refusal, answer.flatten())),
+            },
+            Greeted::Again(reply) => peer.refuse(reply),
+            Greeted::Refused(reply, close) => {
+                peer.refuse(reply);
+                return Err(close);
+            }
+        }
+    }
+}
+
+/// The limits that an `auth` is held to.
+fn judge(auth: &Auth, context: &Context) -> Result<(), Refusal> {
+    let levels = context.wire.max_topic_levels.get();
+    let filters = auth.subscriptions.iter().map(|subscription| subscription.filter.as_str());
+    let topics = auth.will.iter().map(|will| will.message.topic.as_ref());
+    filters.chain(topics).try_for_each(|topic| judge_levels(topic, levels))?;
+    let max = context.config.max_subscriptions.get();
+    if auth.subscriptions.len() > max {
+        let message = format!("A session may have {max} subscriptions (session.max_subscriptions); ask for fewer.");
+        return Err(Refusal::new(wire::Code::QuotaExceeded, message));
+    }
+    auth.will.as_ref().map_or(Ok(()), |will| context.broker.judge_will(&will.message))
+}
+
+/// A session's hold on its link: however the session ends, the link hears of it.
+struct Attached {
+    link: Link,
+    place: Option<Place>,
+    context: Arc<Context>,
+    close: Close,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let Some(place) = self.place.take() else { return };
+        let (commands, handle, close) = (self.link.commands.clone(), self.link.handle(), self.close);
+        let context = self.context.clone();
+        self.context.tasks.spawn(async move {
+            let _ = commands.send(Command::End(close)).await;
+            handle.ended().await;
+            context.roster.leave(&place);
+        });
+    }
+}
+
+impl Attached {
+    async fn serve<S: Socket>(
+        &mut self,
+        peer: &mut Peer<S>,
+        auth: &Auth,
+        answer: Option<Option<MsgId>>,
+        first: Option<&str>,
+        session_id: &str,
+    ) -> Result<Never, Close> {
+        let ready = self.ready(peer).await?;
+        let limits = limits(&self.context, &ready);
+        debug!(session = session_id, client = ready.client_id, "session opened");
+        if let Some(msgid) = &answer {
+            peer.reply(auth_response(msgid.clone()));
+        }
+        let asked = auth.subscriptions.iter().map(|subscription| &subscription.filter);
+        let results = asked.clone().zip(ready.subscriptions.clone()).map(|(filter, result)| match result {
+            Ok(qos) => TopicResult::granted(filter.as_str(), qos),
+            Err(refusal) => TopicResult::refused(filter.as_str(), refusal),
+        });
+        peer.reply(Reply::Welcome {
+            session_id: session_id.to_owned(),
+            client_id: ready.client_id,
+            protocol: 1,
+            session_present: ready.session_present,
+            heartbeat: seconds(self.context.config.heartbeat),
+            subscriptions: (!auth.subscriptions.is_empty()).then(|| results.collect()),
+            limits,
+            msgid: answer.flatten(),
+        });
+        let granted = asked.zip(&ready.subscriptions).filter(|(_, result)| result.is_ok()).map(|(filter, _)| filter.clone());
+        let state = State::new(limits, self.context.wire.max_topic_levels.get(), granted);
+        Open::new(peer, state, self).run(first).await
+    }
+
+    /// Waits until the broker has accepted the session.
+    async fn ready<S: Socket>(&self, peer: &mut Peer<S>) -> Result<Ready, Close> {
+        let until = Instant::now() + self.context.broker_timeout;
+        loop {
+            for event in self.link.downlink.take_events() {
+                match event {
+                    Event::Ready(ready) => return Ok(ready),
+                    Event::Ended(close, refusal) => {
+                        if let Some(refusal) = refusal {
+                            peer.refuse(Reply::refused(refusal, None));
+                        }
+                        return Err(close);
+                    }
+                    other => debug!(?other, "too early an event"),
+                }
+            }
+            select! {
+                () = self.link.downlink.to_session.notified() => {}
+                () = peer.gone() => return Err(Close::Lost),
+                () = sleep_until(until) => {
+                    peer.refuse(Reply::refused(Refusal::broker_unavailable(), None));
+                    return Err(Close::NoBroker);
+                }
+                () = self.context.closing.cancelled() => return Err(Close::Drain),
+            }
+        }
+    }
+}
+
+/// The session while it is open.
+struct Open<'a, S> {
+    peer: &'a mut Peer<S>,
+    state: State,
+    link: &'a Link,
+    context: &'a Context,
+    /// For the broker's side, as it has room.
+    commands: VecDeque<Command>,
+    /// What is being written.
+    batch: Batch,
+    last_life: Instant,
+    missed: u32,
+    next_ping: Instant,
+    dropped: u64,
+    told_drops: Option<Instant>,
+}
+
+/// Deliveries whose writing has begun.
+#[derive(Default)]
+struct Batch {
+    receipts: Vec<Receipt>,
+    received: Vec<StdInstant>,
+    progress: Option<(u64, Instant)>,
+}
+
+impl<'a, S: Socket> Open<'a, S> {
+    fn new(peer: &'a mut Peer<S>, state: State, attached: &'a Attached) -> Open<'a, S> {
+        let context = &attached.context;
+        let now = Instant::now();
+        Open {
+            peer,
+            state,
+            link: &attached.link,
+            context,
+            commands: VecDeque::new(),
+            batch: Batch::default(),
+            last_life: now,
+            missed: 0,
+            next_ping: now + context.config.heartbeat,
+            dropped: 0,
+            told_drops: None,
+        }
+    }
+
+    async fn run(mut self, first: Option<&str>) -> Result<Never, Close> {
+        if let Some(text) = first {
+            self.on_text(text)?;
+        }
+        let timer = sleep(Duration::ZERO);
+        tokio::pin!(timer);
+        loop {
+            if !self.peer.writing.is_pending() {
+                self.fill()?;
+            }
+            let wake = self.next_wake();
+            if timer.is_elapsed() || wake < timer.deadline() {
+                timer.as_mut().reset(wake);
+            }
+            let may_read = self.commands.is_empty();
+            select! {
+                turn = self.peer.turn(may_read) => match turn? {
+                    Turn::Flushed => self.on_flushed(),
+                    Turn::Read(None) => return Err(Close::Lost),
+                    Turn::Read(Some(read)) => self.on_read(read?)?,
+                },
+                permit = self.link.commands.reserve(), if !may_read => {
+                    let command = self.commands.pop_front();
+                    match (permit, command) {
+                        (Ok(permit), Some(command)) => permit.send(command),
+                        (Err(_), _) => return Err(self.link_ended()),
+                        (Ok(_), None) => {}
+                    }
+                }
+                () = self.link.downlink.to_session.notified() => self.on_events()?,
+                () = timer.as_mut() => self.on_timer()?,
+                () = self.context.closing.cancelled() => {
+                    self.peer.reply(Reply::Bye { reason: "shutdown", reconnect_after: reconnect_after() });
+                    return Err(Close::Drain);
+                }
+            }
+        }
+    }
+
+    /// Takes all that waits for the browser and encodes it.
+    fn fill(&mut self) -> Result<(), Close> {
+        self.on_events()?;
+        let (deliveries, dropped) = self.link.downlink.take(BATCH);
+        self.tell_drops(dropped);
+        for delivery in deliveries {
+            self.peer.writing.push(Outbound::Text(json::delivery(&delivery.head(), &delivery.message, delivery.format)));
+            self.batch.receipts.extend(self.state.on_delivery(&delivery));
+            self.batch.received.push(delivery.received);
+            metrics::message_down(&delivery.message);
+        }
+        if self.peer.writing.is_pending() {
+            self.batch.progress = Some((self.peer.socket.written(), Instant::now()));
+        }
+        Ok(())
+    }
+
+    fn on_flushed(&mut self) {
+        let now = StdInstant::now();
+        for received in self.batch.received.drain(..) {
+            metrics::delivered(now - received);
+        }
+        self.link.downlink.confirm(self.batch.receipts.drain(..));
+        self.batch.progress = None;
+        self.link.downlink.set_stalled(false);
+        self.last_life = Instant::now();
+    }
+
+    fn on_read(&mut self, read: Inbound<S::Text>) -> Result<(), Close> {
+        self.last_life = Instant::now();
+        match read {
+            Inbound::Text(text) => self.on_text(text.as_ref()),
+            Inbound::Binary => Err(Close::WrongKind),
+            Inbound::Life => Ok(()),
+            Inbound::Close => Err(Close::ByClient),
+        }
+    }
+
+    fn on_text(&mut self, text: &str) -> Result<(), Close> {
+        let effects = self.state.on_text(text, StdInstant::now());
+        self.carry_out(effects)
+    }
+
+    fn on_events(&mut self) -> Result<(), Close> {
+        for event in self.link.downlink.take_events() {
+            let effects = self.state.on_event(event, StdInstant::now());
+            self.carry_out(effects)?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) -> Result<(), Close> {
+        for effect in effects {
+            match effect {
+                Effect::Reply(reply) => self.peer.reply(reply),
+                Effect::Ask(command) => self.commands.push_back(command),
+                Effect::Confirm(receipt) => self.link.downlink.confirm([receipt]),
+                Effect::Published(qos, after) => metrics::publish_answered(qos, after),
+                Effect::Close(close) => return Err(close),
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_drops(&mut self, dropped: u64) {
+        self.dropped += dropped;
+        let now = Instant::now();
+        if self.dropped > 0 && self.told_drops.is_none_or(|told| now >= told + Duration::from_secs(1)) {
+            let count = std::mem::take(&mut self.dropped);
+            self.told_drops = Some(now);
+            self.peer.reply(Reply::Error {
+                code: wire::Code::Dropped,
+                message: format!("{count} deliveries of QoS 0 were dropped because they were not read in time."),
+                msgid: None,
+                retryable: false,
+                count: Some(count),
+            });
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let writing = self.batch.progress.map(|(_, since)| since + STALL);
+        let drops = (self.dropped > 0).then(|| Instant::now() + Duration::from_secs(1));
+        writing.into_iter().chain(drops).fold(self.next_ping, Instant::min)
+    }
+
+    fn on_timer(&mut self) -> Result<(), Close> {
+        let now = Instant::now();
+        self.watch_progress(now)?;
+        if !self.peer.writing.is_pending() {
+            self.tell_drops(0);
+        }
+        if now < self.next_ping {
+            return Ok(());
+        }
+        // While the broker's side is behind, the client is not read, and its silence says nothing.
+        let is_alive = self.last_life + self.context.config.heartbeat > now || !self.commands.is_empty();
+        self.missed = if is_alive { 0 } else { self.missed + 1 };
+        if self.missed >= MISSED_HEARTBEATS {
+            return Err(Close::Heartbeat);
+        }
+        self.next_ping = now + self.context.config.heartbeat;
+        self.peer.writing.push_first(Outbound::Ping);
+        if self.batch.progress.is_none() {
+            self.batch.progress = Some((self.peer.socket.written(), now));
+        }
+        Ok(())
+    }
+
+    /// Whether the network takes what is being written.
+    fn watch_progress(&mut self, now: Instant) -> Result<(), Close> {
+        let Some((written, since)) = &mut self.batch.progress else { return Ok(()) };
+        let current = self.peer.socket.written();
+        if current != *written {
+            (*written, *since) = (current, now);
+            self.last_life = now;
+            self.link.downlink.set_stalled(false);
+        } else if now >= *since + self.context.config.write_timeout {
+            return Err(Close::SlowConsumer);
+        } else if now >= *since + STALL {
+            self.link.downlink.set_stalled(true);
+        }
+        Ok(())
+    }
+
+    /// The link is gone: it said why, or it failed.
+    fn link_ended(&self) -> Close {
+        let ended = self.link.downlink.take_events().into_iter().find_map(|event| match event {
+            Event::Ended(close, _) => Some(close),
+            _ => None,
+        });
+        ended.unwrap_or(Close::Fault)
+    }
+}
+
+/// The socket and what waits for it.
+struct Peer<S> {
+    socket: S,
+    writing: Writing,
+}
+
+impl<S: Socket> Peer<S> {
+    async fn turn(&mut self, reading: bool) -> Result<Turn<S::Text>, Close> {
+        poll_fn(|context| self.writing.poll_turn(&mut self.socket, reading, context)).await
+    }
+
+    /// The next text frame.
+    async fn text(&mut self) -> Result<S::Text, Close> {
+        loop {
+            match self.turn(true).await? {
+                Turn::Flushed => {}
+                Turn::Read(None) => return Err(Close::Lost),
+                Turn::Read(Some(read)) => match read? {
+                    Inbound::Text(text) => return Ok(text),
+                    Inbound::Binary => return Err(Close::WrongKind),
+                    Inbound::Life => {}
+                    Inbound::Close => return Err(Close::ByClient),
+                },
+            }
+        }
+    }
+
+    /// Resolves when writing finds that the connection is gone. Reading would take a frame that is not due yet.
+    async fn gone(&mut self) {
+        while self.turn(false).await.is_ok() {}
+    }
+
+    fn reply(&mut self, reply: Reply) {
+        if let Reply::Error { code, .. } = &reply {
+            metrics::refused(*code);
+        }
+        self.writing.push(Outbound::Text(json::reply(&reply)));
+    }
+
+    /// Says why, before a close or while there is no session yet.
+    fn refuse(&mut self, reply: Reply) {
+        self.reply(reply);
+    }
+
+    /// Writes what waits, and the Close frame.
+    async fn close(&mut self, close: Close) {
+        if close == Close::Lost {
+            return;
+        }
+        if close.is_told() {
+            self.writing.push(Outbound::Close(close));
+        }
+        let flush = async {
+            while self.writing.is_pending() && self.turn(false).await.is_ok() {}
+        };
+        let _ = timeout(CLOSING, flush).await;
+    }
+}
+
+fn limits(context: &Context, ready: &Ready) -> Limits {
+    let abilities = &ready.abilities;
+    Limits {
+        max_frame: context.wire.max_frame.get(),
+        max_payload: context.wire.max_payload.get().min(abilities.maximum_packet_size),
+        max_subscriptions: context.config.max_subscriptions.get(),
+        max_inflight: context.config.max_inflight.get().min(abilities.receive_maximum.into()),
+        max_qos: abilities.maximum_qos.number(),
+        retain: abilities.retain,
+        shared: abilities.shared,
+    }
+}
+
+/// The answer to an `auth`.
+pub fn auth_response(msgid: Option<MsgId>) -> Reply {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Reply::AuthResponse { status: "success", timestamp: now.as_millis() as u64, msgid }
+}
+
+fn seconds(duration: Duration) -> Number {
+    match duration.subsec_nanos() {
+        0 => duration.as_secs().into(),
+        _ => Number::from_f64(duration.as_secs_f64()).unwrap_or_else(|| duration.as_secs().into()),
+    }
+}
+
+/// Milliseconds, spread so that the sessions of a draining gateway do not come back at once.
+fn reconnect_after() -> u64 {
+    rand::rng().random_range(500..5000)
+}

@@ -1,0 +1,97 @@
+//! The WebSocket as a session sees it, whoever implements it.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_util::{Sink, Stream};
+
+use crate::wire::Close;
+
+/// What the client sent.
+#[derive(Debug)]
+pub enum Inbound<T> {
+    /// A text frame.
+    Text(T),
+    /// A binary frame.
+    Binary,
+    /// A ping or a pong: a sign of life. Pings are answered below.
+    Life,
+    /// A Close frame. It is answered below.
+    Close,
+}
+
+/// What the session sends.
+#[derive(Debug, PartialEq)]
+pub enum Outbound {
+    /// A text frame.
+    Text(String),
+    /// A ping.
+    Ping,
+    /// A Close frame.
+    Close(Close),
+}
+
+/// A WebSocket. Its errors are ends of the session.
+pub trait Socket: Stream<Item = Result<Inbound<Self::Text>, Close>> + Sink<Outbound, Error = Close> + Unpin + Send {
+    /// A text frame, checked to be UTF-8.
+    type Text: AsRef<str> + Send;
+
+    /// Bytes that the network has taken so far.
+    fn written(&self) -> u64;
+}
+
+/// What a socket did.
+#[derive(Debug)]
+pub enum Turn<T> {
+    /// All that was queued has been written.
+    Flushed,
+    /// The client sent something; nothing means that the connection is gone.
+    Read(Option<Result<Inbound<T>, Close>>),
+}
+
+/// What waits to be written to a socket.
+#[derive(Debug, Default)]
+pub struct Writing {
+    queue: std::collections::VecDeque<Outbound>,
+    is_dirty: bool,
+}
+
+impl Writing {
+    /// Queues a frame.
+    pub fn push(&mut self, frame: Outbound) {
+        self.queue.push_back(frame);
+    }
+
+    /// Queues a frame ahead of all others.
+    pub fn push_first(&mut self, frame: Outbound) {
+        self.queue.push_front(frame);
+    }
+
+    /// Something was queued that is not written yet.
+    pub fn is_pending(&self) -> bool {
+        self.is_dirty || !self.queue.is_empty()
+    }
+
+    /// Writes what is queued and, if `reading`, reads. Safe to poll anew at any time.
+    pub fn poll_turn<S: Socket>(&mut self, socket: &mut S, reading: bool, context: &mut Context<'_>) -> Poll<Result<Turn<S::Text>, Close>> {
+        if self.is_pending()
+            && let Poll::Ready(result) = self.poll_flush(socket, context)
+        {
+            return Poll::Ready(result.map(|()| Turn::Flushed));
+        }
+        if reading { Pin::new(socket).poll_next(context).map(|read| Ok(Turn::Read(read))) } else { Poll::Pending }
+    }
+
+    fn poll_flush<S: Socket>(&mut self, socket: &mut S, context: &mut Context<'_>) -> Poll<Result<(), Close>> {
+        while !self.queue.is_empty() {
+            ready!(Pin::new(&mut *socket).poll_ready(context))?;
+            if let Some(frame) = self.queue.pop_front() {
+                self.is_dirty = true;
+                Pin::new(&mut *socket).start_send(frame)?;
+            }
+        }
+        ready!(Pin::new(socket).poll_flush(context))?;
+        self.is_dirty = false;
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,389 @@
+//! What an open session has asked and how each frame is judged. No sockets, tasks or clocks: `now` is an argument.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::broker::{Command, Event};
+use crate::delivery::Delivery;
+use crate::mqtt::inflight::{Receipt, RequestId};
+use crate::mqtt::{Message, Qos, TopicFilter};
+use crate::wire::frame::Asked;
+use crate::wire::{Ack, ClientFrame, Close, Code, Limits, MsgId, Refusal, Reply, Subscription, TopicResult, Undecoded, json};
+
+use super::greeting::no_access_control;
+
+/// Answers that are remembered for publishes that come again.
+const REMEMBERED_ANSWERS: usize = 256;
+/// Invalid frames in a row that end a session.
+const MAX_INVALID_FRAMES: u32 = 20;
+
+/// What is to be done about a frame or an event.
+#[derive(Debug)]
+pub enum Effect {
+    /// The client is told.
+    Reply(Reply),
+    /// The broker is asked.
+    Ask(Command),
+    /// The broker is told that the client has these.
+    Confirm(Receipt),
+    /// The broker confirmed a publish after so long.
+    Published(Qos, Duration),
+    /// The session ends.
+    Close(Close),
+}
+
+/// An open session.
+#[derive(Debug)]
+pub struct State {
+    limits: Limits,
+    max_topic_levels: usize,
+    next_request: RequestId,
+    requests: HashMap<RequestId, Asker>,
+    /// `subscribe` and `unsubscribe` frames that wait for some of their entries.
+    lists: HashMap<RequestId, List>,
+    filters: HashSet<TopicFilter>,
+    publishes: Publishes,
+    /// Deliveries that the client has not acked.
+    unacked: HashMap<String, Receipt>,
+    invalid_in_a_row: u32,
+}
+
+/// Who waits for a request.
+#[derive(Debug)]
+enum Asker {
+    Publish { msgid: Option<MsgId>, qos: Qos, since: Instant, answers: usize, overdue: Option<Refusal> },
+    Subscribe { list: RequestId, index: usize, filter: TopicFilter, is_new: bool },
+    Unsubscribe { list: RequestId, index: usize, filter: TopicFilter },
+}
+
+/// A frame that is answered when all its entries are.
+#[derive(Debug)]
+struct List {
+    msgid: Option<MsgId>,
+    results: Vec<Option<TopicResult>>,
+    is_subscribe: bool,
+}
+
+/// Publishes by the msgid that a client may send again.
+#[derive(Debug, Default)]
+struct Publishes {
+    unanswered: HashMap<MsgId, RequestId>,
+    answers: HashMap<MsgId, Result<(), Refusal>>,
+    order: VecDeque<MsgId>,
+}
+
+impl State {
+    /// A session with these subscriptions in force.
+    pub fn new(limits: Limits, max_topic_levels: usize, filters: impl Iterator<Item = TopicFilter>) -> State {
+        State {
+            limits,
+            max_topic_levels,
+            next_request: 0,
+            requests: HashMap::new(),
+            lists: HashMap::new(),
+            filters: filters.collect(),
+            publishes: Publishes::default(),
+            unacked: HashMap::new(),
+            invalid_in_a_row: 0,
+        }
+    }
+
+    /// Judges a text frame.
+    pub fn on_text(&mut self, text: &str, now: Instant) -> Vec<Effect> {
+        match json::decode(text) {
+            Ok((frame, msgid)) => {
+                self.invalid_in_a_row = 0;
+                self.on_frame(frame, msgid, now)
+            }
+            Err(Undecoded { refusal, msgid, .. }) => {
+                self.invalid_in_a_row = if refusal.code.is_invalid_frame() { self.invalid_in_a_row + 1 } else { 0 };
+                let mut effects = vec![Effect::Reply(Reply::refused(refusal, msgid))];
+                if self.invalid_in_a_row >= MAX_INVALID_FRAMES {
+                    effects.push(Effect::Close(Close::InvalidFrames));
+                }
+                effects
+            }
+        }
+    }
+
+    fn on_frame(&mut self, frame: ClientFrame, msgid: Option<MsgId>, now: Instant) -> Vec<Effect> {
+        match frame {
+            ClientFrame::Publish(message) => self.on_publish(message, msgid, now),
+            ClientFrame::Ack(msgids) => msgids.iter().filter_map(|msgid| self.acked(msgid)).map(Effect::Confirm).collect(),
+            ClientFrame::Subscribe(entries) => self.on_subscribe(entries, msgid),
+            ClientFrame::Unsubscribe(entries) => self.on_unsubscribe(entries, msgid),
+            ClientFrame::Ping => vec![Effect::Reply(Reply::Pong { msgid })],
+            ClientFrame::Auth(auth) if auth.has_token => vec![Effect::Reply(Reply::refused(no_access_control(), msgid))],
+            // A renewal; all but its token is ignored.
+            ClientFrame::Auth(_) => vec![Effect::Reply(super::run::auth_response(msgid))],
+        }
+    }
+
+    fn on_publish(&mut self, message: Message, msgid: Option<MsgId>, now: Instant) -> Vec<Effect> {
+        if let Some(msgid) = &msgid {
+            if let Some(answer) = self.publishes.answers.get(msgid) {
+                return vec![Effect::Reply(published(msgid.clone(), answer.clone()))];
+            }
+            if let Some(Asker::Publish { answers, overdue, .. }) =
+                self.publishes.unanswered.get(msgid).and_then(|request| self.requests.get_mut(request))
+            {
+                return match overdue {
+                    Some(refusal) => vec![Effect::Reply(Reply::refused(refusal.clone(), Some(msgid.clone())))],
+                    None => {
+                        *answers += 1;
+                        Vec::new()
+                    }
+                };
+            }
+        }
+        if let Err(refusal) = self.judge(&message) {
+            return vec![Effect::Reply(Reply::refused(refusal, msgid))];
+        }
+        let request = self.request(Asker::Publish { msgid: msgid.clone(), qos: message.qos, since: now, answers: 1, overdue: None });
+        if let Some(msgid) = msgid {
+            self.publishes.unanswered.insert(msgid, request);
+        }
+        vec![Effect::Ask(Command::Publish(request, message))]
+    }
+
+    fn judge(&self, message: &Message) -> Result<(), Refusal> {
+        let max = self.limits.max_payload;
+        if message.payload.len() > max {
+            return Err(Refusal::new(Code::PayloadTooLarge, format!("The payload may have {max} bytes (wire.max_payload).")));
+        }
+        judge_levels(message.topic.as_ref(), self.max_topic_levels)
+    }
+
+    fn on_subscribe(&mut self, entries: Vec<Asked<Subscription>>, msgid: Option<MsgId>) -> Vec<Effect> {
+        self.on_list(entries, msgid, true, |state, list, index, subscription| {
+            let filter = subscription.filter.clone();
+            judge_levels(filter.as_str(), state.max_topic_levels)?;
+            let max = state.limits.max_subscriptions;
+            if !state.filters.contains(&filter) && state.filters.len() >= max {
+                let message = format!("A session may have {max} subscriptions (session.max_subscriptions); end another first.");
+                return Err(Refusal::for_now(Code::QuotaExceeded, message));
+            }
+            let is_new = state.filters.insert(filter.clone());
+            let request = state.request(Asker::Subscribe { list, index, filter, is_new });
+            Ok(Command::Subscribe(request, subscription))
+        })
+    }
+
+    fn on_unsubscribe(&mut self, entries: Vec<Asked<TopicFilter>>, msgid: Option<MsgId>) -> Vec<Effect> {
+        self.on_list(entries, msgid, false, |state, list, index, filter| {
+            judge_levels(filter.as_str(), state.max_topic_levels)?;
+            let request = state.request(Asker::Unsubscribe { list, index, filter: filter.clone() });
+            Ok(Command::Unsubscribe(request, filter))
+        })
+    }
+
+    /// Serves a list entry by entry, and answers it at once if nothing has to be asked.
+    fn on_list<T: Named>(
+        &mut self,
+        entries: Vec<Asked<T>>,
+        msgid: Option<MsgId>,
+        is_subscribe: bool,
+        serve: impl Fn(&mut State, RequestId, usize, T) -> Result<Command, Refusal>,
+    ) -> Vec<Effect> {
+        let list = self.next_request;
+        self.next_request += 1;
+        let mut effects = Vec::new();
+        let mut results = Vec::with_capacity(entries.len());
+        for (index, entry) in entries.into_iter().enumerate() {
+            results.push(match entry {
+                Asked::Invalid { topic, refusal } => Some(TopicResult::refused(&topic, refusal)),
+                Asked::Valid(entry) => {
+                    let topic = entry.topic().to_owned();
+                    match serve(self, list, index, entry) {
+                        Err(refusal) => Some(TopicResult::refused(&topic, refusal)),
+                        Ok(command) => {
+                            effects.push(Effect::Ask(command));
+                            None
+                        }
+                    }
+                }
+            });
+        }
+        self.lists.insert(list, List { msgid, results, is_subscribe });
+        effects.extend(self.answer_list(list));
+        effects
+    }
+
+    /// Takes up what the broker's side tells.
+    pub fn on_event(&mut self, event: Event, now: Instant) -> Vec<Effect> {
+        match event {
+            Event::Answered(request, result) => self.on_answered(request, result, now),
+            Event::Overdue(request, refusal) => self.on_overdue(request, refusal),
+            Event::Subscribed(request, result) => self.on_subscribed(request, result),
+            Event::Down => vec![Effect::Reply(Reply::Broker { status: "down", session_present: None })],
+            Event::Up { session_present } => {
+                if !session_present {
+                    self.unacked.clear();
+                }
+                vec![Effect::Reply(Reply::Broker { status: "up", session_present: Some(session_present) })]
+            }
+            Event::SubscriptionLost(filter, refusal) => {
+                self.filters.remove(&filter);
+                let topics = vec![TopicResult::refused(filter.as_str(), refusal)];
+                vec![Effect::Reply(Reply::Unsubscribed { topics, msgid: None })]
+            }
+            Event::Ended(close, refusal) => {
+                let reply = refusal.map(|refusal| Effect::Reply(Reply::refused(refusal, None)));
+                reply.into_iter().chain([Effect::Close(close)]).collect()
+            }
+            // The session has been welcomed.
+            Event::Ready(_) => Vec::new(),
+        }
+    }
+
+    fn on_answered(&mut self, request: RequestId, result: Result<(), Refusal>, now: Instant) -> Vec<Effect> {
+        match self.requests.remove(&request) {
+            Some(Asker::Publish { msgid: None, qos, since, overdue, .. }) => match result {
+                Ok(()) => vec![Effect::Published(qos, now - since)],
+                Err(_) if overdue.is_some() => Vec::new(),
+                Err(refusal) => vec![Effect::Reply(Reply::refused(refusal, None))],
+            },
+            Some(Asker::Publish { msgid: Some(msgid), qos, since, answers, overdue }) => {
+                self.publishes.on_answered(&msgid, &result);
+                let answers = if overdue.is_some() { 0 } else { answers };
+                let latency = result.is_ok().then(|| Effect::Published(qos, now - since));
+                let replies = (0..answers).map(|_| Effect::Reply(published(msgid.clone(), result.clone())));
+                replies.chain(latency).collect()
+            }
+            Some(Asker::Unsubscribe { list, index, filter }) => {
+                let result = match result {
+                    Ok(()) => {
+                        self.filters.remove(&filter);
+                        TopicResult::ended(filter.as_str())
+                    }
+                    Err(refusal) => TopicResult::refused(filter.as_str(), refusal),
+                };
+                self.on_result(list, index, result)
+            }
+            Some(Asker::Subscribe { .. }) | None => Vec::new(),
+        }
+    }
+
+    /// The client is told, and told the same if it asks again, until the broker answers after all.
+    fn on_overdue(&mut self, request: RequestId, refusal: Refusal) -> Vec<Effect> {
+        let Some(Asker::Publish { msgid, answers, overdue, .. }) = self.requests.get_mut(&request) else { return Vec::new() };
+        *overdue = Some(refusal.clone());
+        (0..*answers).map(|_| Effect::Reply(Reply::refused(refusal.clone(), msgid.clone()))).collect()
+    }
+
+    fn on_subscribed(&mut self, request: RequestId, result: Result<Qos, Refusal>) -> Vec<Effect> {
+        let Some(Asker::Subscribe { list, index, filter, is_new }) = self.requests.remove(&request) else { return Vec::new() };
+        let result = match result {
+            Ok(qos) => TopicResult::granted(filter.as_str(), qos),
+            Err(refusal) => {
+                if is_new {
+                    self.filters.remove(&filter);
+                }
+                TopicResult::refused(filter.as_str(), refusal)
+            }
+        };
+        self.on_result(list, index, result)
+    }
+
+    fn on_result(&mut self, list: RequestId, index: usize, result: TopicResult) -> Vec<Effect> {
+        if let Some(slot) = self.lists.get_mut(&list).and_then(|list| list.results.get_mut(index)) {
+            *slot = Some(result);
+        }
+        self.answer_list(list).into_iter().collect()
+    }
+
+    fn answer_list(&mut self, list: RequestId) -> Option<Effect> {
+        if !self.lists.get(&list)?.results.iter().all(Option::is_some) {
+            return None;
+        }
+        let List { msgid, results, is_subscribe } = self.lists.remove(&list)?;
+        let topics = results.into_iter().flatten().collect();
+        Some(Effect::Reply(match is_subscribe {
+            true => Reply::Subscribed { topics, msgid },
+            false => Reply::Unsubscribed { topics, msgid },
+        }))
+    }
+
+    /// A delivery has been handed to the socket; gives back what confirms it once it is written.
+    pub fn on_delivery(&mut self, delivery: &Delivery) -> Option<Receipt> {
+        let (msgid, receipt) = (delivery.msgid.as_ref()?, delivery.receipt?);
+        match delivery.ack {
+            Ack::Auto => Some(receipt),
+            Ack::Manual => {
+                self.unacked.insert(msgid.clone(), receipt);
+                None
+            }
+        }
+    }
+
+    fn acked(&mut self, msgid: &MsgId) -> Option<Receipt> {
+        match msgid {
+            MsgId::Text(text) => self.unacked.remove(text.as_ref()),
+            MsgId::Number(_) => None,
+        }
+    }
+
+    fn request(&mut self, asker: Asker) -> RequestId {
+        let request = self.next_request;
+        self.next_request += 1;
+        self.requests.insert(request, asker);
+        request
+    }
+}
+
+impl Publishes {
+    /// Remembers the answer to a publish that its readers may have got. One that was refused before may be mended and sent again.
+    fn on_answered(&mut self, msgid: &MsgId, result: &Result<(), Refusal>) {
+        self.unanswered.remove(msgid);
+        let may_be_published = match result {
+            Ok(()) => true,
+            Err(refusal) => refusal.code == Code::Timeout && !refusal.retryable,
+        };
+        if !may_be_published {
+            return;
+        }
+        if self.order.len() == REMEMBERED_ANSWERS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.answers.remove(&oldest);
+        }
+        self.order.push_back(msgid.clone());
+        self.answers.insert(msgid.clone(), result.clone());
+    }
+}
+
+fn published(msgid: MsgId, result: Result<(), Refusal>) -> Reply {
+    match result {
+        Ok(()) => Reply::Ack { msgid },
+        Err(refusal) => Reply::refused(refusal, Some(msgid)),
+    }
+}
+
+/// Brokers end the connection over a topic with too many levels (Mosquitto: 200 slashes).
+pub fn judge_levels(topic: &str, max: usize) -> Result<(), Refusal> {
+    if topic.split('/').count() > max {
+        return Err(Refusal::new(Code::InvalidTopic, format!("A topic may have {max} levels (wire.max_topic_levels).")));
+    }
+    Ok(())
+}
+
+/// An entry of a list, by the name that its result bears.
+trait Named {
+    fn topic(&self) -> &str;
+}
+
+impl Named for Subscription {
+    fn topic(&self) -> &str {
+        self.filter.as_str()
+    }
+}
+
+impl Named for TopicFilter {
+    fn topic(&self) -> &str {
+        self.as_str()
+    }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -1,0 +1,322 @@
+//! From the text that a client sent to the frame it means, or to a refusal that says what to mend.
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+
+use super::fields::{Fields, duplicate, fits_packet, is_plain, must_be};
+use super::{Flaw, MAX_DEPTH, flaw};
+use crate::mqtt::packet::SubscribeOptions;
+use crate::mqtt::{Message, Properties, Qos, Topic, TopicFilter};
+use crate::wire::frame::{Ack, Asked, Auth, ClientFrame, Contract, Format, MsgId, Subscription, Undecoded, Will};
+use crate::wire::{Code, Refusal};
+
+/// The largest integer that JavaScript holds exactly.
+const MAX_SAFE_INTEGER: i64 = (1 << 53) - 1;
+const MAX_MSGID_CHARS: usize = 64;
+const MAX_CLIENT_ID_BYTES: usize = 256;
+/// Seconds that a session is kept where the client wants it kept and does not say how long.
+const DEFAULT_SESSION_EXPIRY: u32 = 3600;
+
+/// Reads one text frame and the msgid that it is answered with. Never panics, whatever the text holds.
+pub fn decode(text: &str) -> Result<(ClientFrame, Option<MsgId>), Undecoded> {
+    let unreadable = |refusal| Undecoded { refusal, msgid: None, is_auth: false };
+    match flaw(text.as_bytes()) {
+        None => {}
+        Some(Flaw::TooDeep) => {
+            let message = format!("JSON may be nested {MAX_DEPTH} levels deep; send a flatter frame.");
+            return Err(unreadable(Refusal::new(Code::InvalidJson, message)));
+        }
+        Some(Flaw::LoneSurrogate) => {
+            let message = "A string holds half of a surrogate pair; send whole characters.";
+            return Err(unreadable(Refusal::new(Code::InvalidJson, message)));
+        }
+    }
+    let fields: Fields = serde_json::from_str(text).map_err(|error| {
+        unreadable(match error.is_data() {
+            true => Refusal::invalid_frame("A frame is one JSON object."),
+            false => Refusal::new(Code::InvalidJson, format!("The frame is no JSON: {error}.")),
+        })
+    })?;
+    let is_auth = fields.raw("type").is_some_and(|kind| serde_json::from_str::<String>(kind.get()).is_ok_and(|kind| kind == "auth"));
+    if let Some(name) = fields.duplicate() {
+        let msgid = if name == "msgid" { None } else { msgid(&fields).unwrap_or_default() };
+        return Err(Undecoded { refusal: duplicate(name), msgid, is_auth });
+    }
+    let msgid = msgid(&fields).map_err(|refusal| Undecoded { refusal, msgid: None, is_auth })?;
+    match frame(&fields) {
+        Ok(frame) => Ok((frame, msgid)),
+        Err(refusal) => Err(Undecoded { refusal, msgid, is_auth }),
+    }
+}
+
+fn frame(fields: &Fields) -> Result<ClientFrame, Refusal> {
+    let kind: String = fields.get("type", "a string")?.ok_or_else(|| must_be("type", "there: it names the frame"))?;
+    match kind.as_str() {
+        "auth" => auth(fields).map(Box::new).map(ClientFrame::Auth),
+        "subscribe" => asked(fields, subscription).map(ClientFrame::Subscribe),
+        "unsubscribe" => asked(fields, |_, filter| Ok(Ok(filter))).map(ClientFrame::Unsubscribe),
+        "publish" => message(fields).map(ClientFrame::Publish),
+        "ack" => acked(fields).map(ClientFrame::Ack),
+        "ping" => Ok(ClientFrame::Ping),
+        _ => {
+            let kind: String = kind.chars().take(40).collect();
+            let known = "auth, subscribe, unsubscribe, publish, ack or ping";
+            Err(Refusal::new(Code::UnknownType, format!("No frame has the type `{}`; send {known}.", kind.escape_debug())))
+        }
+    }
+}
+
+fn msgid(fields: &Fields) -> Result<Option<MsgId>, Refusal> {
+    fields.raw("msgid").map(msgid_of).transpose()
+}
+
+fn msgid_of(raw: &RawValue) -> Result<MsgId, Refusal> {
+    let must = "a string of at most 64 characters or an integer within ±(2^53−1)";
+    let id = if raw.get().starts_with('"') {
+        serde_json::from_str::<String>(raw.get()).ok().filter(|text| text.chars().count() <= MAX_MSGID_CHARS).map(|text| MsgId::Text(text.into()))
+    } else {
+        serde_json::from_str::<i64>(raw.get()).ok().filter(|number| number.abs() <= MAX_SAFE_INTEGER).map(MsgId::Number)
+    };
+    id.ok_or_else(|| must_be("msgid", must))
+}
+
+fn auth(fields: &Fields) -> Result<Auth, Refusal> {
+    let token: Option<String> = fields.get("token", "a string")?;
+    if fields.raw("deviceId").is_some() {
+        return Err(Refusal::invalid_frame("Device sessions are not supported yet; leave `deviceId` out."));
+    }
+    let client_id = fields.text("clientId")?;
+    if client_id.as_ref().is_some_and(|id| id.is_empty() || id.len() > MAX_CLIENT_ID_BYTES) {
+        return Err(must_be("clientId", "1 to 256 bytes without control characters"));
+    }
+    let clean = fields.get("clean", "true or false")?.unwrap_or(true);
+    let session_expiry = fields.get("sessionExpiry", "a number of seconds from 0 to 4294967295")?;
+    let will = fields.raw("will").map(will).transpose()?;
+    let subscriptions = match fields.raw("subscriptions") {
+        None => Vec::new(),
+        Some(raw) => list(raw, "subscriptions")?
+            .into_iter()
+            .map(|entry| match asked_entry(entry, subscription)? {
+                Asked::Valid(subscription) => Ok(subscription),
+                Asked::Invalid { refusal, .. } => Err(refusal),
+            })
+            .collect::<Result<_, _>>()?,
+    };
+    Ok(Auth {
+        has_token: token.is_some(),
+        client_id,
+        clean,
+        session_expiry: if clean { 0 } else { session_expiry.unwrap_or(DEFAULT_SESSION_EXPIRY) },
+        will,
+        subscriptions,
+        ack: ack_option(fields)?,
+    })
+}
+
+fn will(raw: &RawValue) -> Result<Will, Refusal> {
+    let fields = Fields::of(raw, "`will`")?;
+    let message = message(&fields)?;
+    if message.payload.len() > usize::from(u16::MAX) {
+        return Err(Refusal::new(Code::PayloadTooLarge, "The payload of a will may have 65,535 bytes (MQTT 5 section 3.1.3.4)."));
+    }
+    Ok(Will { message, delay: fields.get("delay", "a number of seconds from 0 to 4294967295")?.unwrap_or(0) })
+}
+
+/// `topic` or `topics`: one filter, or a list of filters and of objects with a filter and options.
+fn asked<T>(fields: &Fields, build: impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>) -> Result<Vec<Asked<T>>, Refusal> {
+    match (fields.raw("topic"), fields.raw("topics")) {
+        (Some(_), None) => Ok(vec![asked_fields(fields, &build)?]),
+        (None, Some(raw)) => {
+            let entries = list(raw, "topics")?;
+            if entries.is_empty() {
+                return Err(must_be("topics", "a list of at least one filter"));
+            }
+            entries.into_iter().map(|entry| asked_entry(entry, &build)).collect()
+        }
+        (Some(_), Some(_)) => Err(Refusal::invalid_frame("Send `topic` or `topics`, not both.")),
+        (None, None) => Err(Refusal::invalid_frame("Send the filter as `topic`, or several as `topics`.")),
+    }
+}
+
+fn asked_entry<T>(entry: &RawValue, build: impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>) -> Result<Asked<T>, Refusal> {
+    if entry.get().starts_with('"') {
+        let topic: String = serde_json::from_str(entry.get()).map_err(|_| must_be("topics", "a list of strings or objects"))?;
+        return asked_filter(topic, &Fields::default(), &build);
+    }
+    asked_fields(&Fields::of(entry, "An entry of a list of topics, unless it is a string,")?, &build)
+}
+
+fn asked_fields<T>(fields: &Fields, build: &impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>) -> Result<Asked<T>, Refusal> {
+    let topic: String = fields.get("topic", "a string")?.ok_or_else(|| must_be("topic", "there: it is the filter"))?;
+    asked_filter(topic, fields, build)
+}
+
+fn asked_filter<T>(topic: String, fields: &Fields, build: &impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>) -> Result<Asked<T>, Refusal> {
+    let filter = match TopicFilter::parse(&topic) {
+        Ok(filter) => filter,
+        Err(error) => return Ok(Asked::Invalid { topic, refusal: Refusal::new(Code::InvalidTopic, sentence(&error)) }),
+    };
+    if let Err(refusal) = plain(&topic) {
+        return Ok(Asked::Invalid { topic, refusal });
+    }
+    Ok(match build(fields, filter)? {
+        Ok(valid) => Asked::Valid(valid),
+        Err(refusal) => Asked::Invalid { topic, refusal },
+    })
+}
+
+/// Brokers may end the connection over a topic with a control character or a non-character (MQTT 5 section 1.5.4).
+fn plain(topic: &str) -> Result<(), Refusal> {
+    if topic.chars().all(is_plain) {
+        return Ok(());
+    }
+    let message = "A topic may hold no control characters and no Unicode non-characters (MQTT 5 section 1.5.4).";
+    Err(Refusal::new(Code::InvalidTopic, message))
+}
+
+/// The outer refusal is the frame's, the inner one the entry's.
+fn subscription(fields: &Fields, filter: TopicFilter) -> Result<Result<Subscription, Refusal>, Refusal> {
+    for later in ["maxRate", "batch"] {
+        if fields.raw(later).is_some() {
+            return Err(not_yet(later));
+        }
+    }
+    if fields.get("delta", "true or false")?.unwrap_or(false) {
+        return Err(not_yet("delta"));
+    }
+    if fields.get::<String>("priority", "a string")?.is_some_and(|priority| priority != "normal") {
+        return Err(not_yet("priority"));
+    }
+    let format = match fields.get::<String>("format", "\"text\" or \"json\"")?.as_deref() {
+        None | Some("text") => Format::Text,
+        Some("json") => Format::Json,
+        Some(_) => return Err(must_be("format", "\"text\" or \"json\"")),
+    };
+    let retain_handling = fields.get::<u8>("retainHandling", "0, 1 or 2")?.unwrap_or(0);
+    if retain_handling > 2 {
+        return Err(must_be("retainHandling", "0, 1 or 2"));
+    }
+    let sid = fields.get::<i64>("sid", "an integer")?;
+    if sid.is_some_and(|sid| sid.abs() > MAX_SAFE_INTEGER) {
+        return Err(must_be("sid", "an integer within ±(2^53−1)"));
+    }
+    let options = SubscribeOptions {
+        qos: qos(fields)?,
+        no_local: fields.get("noLocal", "true or false")?.unwrap_or(false),
+        retain_as_published: fields.get("retainAsPublished", "true or false")?.unwrap_or(false),
+        retain_handling,
+    };
+    let contract = Contract { ack: ack_option(fields)?, format };
+    if options.no_local && filter.is_shared() {
+        let message = "A shared subscription can't have noLocal (MQTT 5 section 3.8.3.1); leave one of them out.";
+        return Ok(Err(Refusal::invalid_frame(message)));
+    }
+    Ok(Ok(Subscription { filter, options, sid, contract }))
+}
+
+fn not_yet(option: &str) -> Refusal {
+    Refusal::invalid_frame(format!("The option `{option}` is not supported yet; leave it out."))
+}
+
+fn ack_option(fields: &Fields) -> Result<Ack, Refusal> {
+    match fields.get::<String>("ack", "\"auto\" or \"manual\"")?.as_deref() {
+        None | Some("auto") => Ok(Ack::Auto),
+        Some("manual") => Ok(Ack::Manual),
+        Some(_) => Err(must_be("ack", "\"auto\" or \"manual\"")),
+    }
+}
+
+fn qos(fields: &Fields) -> Result<Qos, Refusal> {
+    let number = fields.get::<u64>("qos", "0, 1 or 2")?.unwrap_or(0);
+    Qos::from_number(number).ok_or_else(|| must_be("qos", "0, 1 or 2"))
+}
+
+fn message(fields: &Fields) -> Result<Message, Refusal> {
+    let topic: String = fields.get("topic", "a string")?.ok_or_else(|| must_be("topic", "there: it says where to publish"))?;
+    let topic = Topic::parse(&topic).map_err(|error| Refusal::new(Code::InvalidTopic, sentence(&error)))?;
+    plain(topic.as_ref())?;
+    let raw = fields.raw("payload").ok_or_else(|| must_be("payload", "there: any JSON value"))?;
+    Ok(Message {
+        topic,
+        payload: payload(raw, fields.get::<String>("encoding", "\"text\", \"json\" or \"base64\"")?.as_deref())?,
+        qos: qos(fields)?,
+        retain: fields.get("retain", "true or false")?.unwrap_or(false),
+        properties: fields.raw("properties").map(properties).transpose()?.flatten(),
+    })
+}
+
+fn payload(raw: &RawValue, encoding: Option<&str>) -> Result<Bytes, Refusal> {
+    let is_string = raw.get().starts_with('"');
+    let string = || serde_json::from_str::<String>(raw.get()).map_err(|_| must_be("payload", "valid JSON"));
+    match encoding {
+        None | Some("text") if is_string => Ok(string()?.into()),
+        None | Some("text" | "json") => Ok(Bytes::copy_from_slice(raw.get().as_bytes())),
+        Some("base64") if is_string => {
+            let message = "`payload` must be base64 as RFC 4648 section 4 has it, with padding.";
+            base64(&string()?).ok_or_else(|| Refusal::new(Code::InvalidPayload, message))
+        }
+        Some("base64") => Err(Refusal::new(Code::InvalidPayload, "With the encoding base64 the payload must be a string.")),
+        Some(_) => Err(must_be("encoding", "\"text\", \"json\" or \"base64\"")),
+    }
+}
+
+fn base64(text: &str) -> Option<Bytes> {
+    base64_simd::STANDARD.decode_to_vec(text).ok().map(Bytes::from)
+}
+
+fn properties(raw: &RawValue) -> Result<Option<Box<Properties>>, Refusal> {
+    let fields = Fields::of(raw, "`properties`")?;
+    let response_topic = fields.text("responseTopic")?;
+    if let Some(topic) = &response_topic {
+        Topic::parse(topic).map_err(|error| Refusal::new(Code::InvalidTopic, format!("As responseTopic: {}", sentence(&error))))?;
+    }
+    let correlation_data = match fields.get::<String>("correlationData", "a base64 string")? {
+        None => None,
+        Some(text) => match base64(&text) {
+            Some(data) if data.len() <= usize::from(u16::MAX) => Some(data),
+            _ => return Err(must_be("correlationData", "base64 (RFC 4648 section 4) of at most 65,535 bytes")),
+        },
+    };
+    let format = fields.get::<u8>("payloadFormatIndicator", "0 or 1")?;
+    if format.is_some_and(|format| format > 1) {
+        return Err(must_be("payloadFormatIndicator", "0 or 1"));
+    }
+    let pairs = fields.get::<Vec<(String, String)>>("userProperties", "a list of [name, value]")?.unwrap_or_default();
+    if !pairs.iter().all(|(name, value)| fits_packet(name) && fits_packet(value)) {
+        return Err(must_be("userProperties", "a list of strings of at most 65,535 bytes without control characters"));
+    }
+    let properties = Properties {
+        content_type: fields.text("contentType")?,
+        response_topic,
+        correlation_data,
+        message_expiry_interval: fields.get("messageExpiryInterval", "a number of seconds from 0 to 4294967295")?,
+        payload_format_indicator: format,
+        user_properties: pairs,
+    };
+    Ok((properties != Properties::default()).then(|| Box::new(properties)))
+}
+
+fn acked(fields: &Fields) -> Result<Vec<MsgId>, Refusal> {
+    match (fields.raw("msgid"), fields.raw("msgids")) {
+        (Some(raw), None) => Ok(vec![msgid_of(raw)?]),
+        (None, Some(raw)) => list(raw, "msgids")?.into_iter().map(msgid_of).collect(),
+        (Some(_), Some(_)) => Err(Refusal::invalid_frame("Send `msgid` or `msgids`, not both.")),
+        (None, None) => Err(Refusal::invalid_frame("Send the delivery's `msgid`, or several as `msgids`.")),
+    }
+}
+
+fn list<'a>(raw: &'a RawValue, name: &str) -> Result<Vec<&'a RawValue>, Refusal> {
+    serde_json::from_str(raw.get()).map_err(|_| must_be(name, "a list"))
+}
+
+/// An error's text as a sentence of its own.
+fn sentence(error: &impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    let mut chars = text.chars();
+    let first: String = chars.next().into_iter().flat_map(char::to_uppercase).collect();
+    format!("{first}{}.", chars.as_str().trim_end_matches('.'))
+}
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

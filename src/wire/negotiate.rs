@@ -1,0 +1,60 @@
+//! Which subprotocol a WebSocket speaks, and which credential came with the offer (RFC 6455 section 1.9).
+
+/// The frames of this protocol as JSON text.
+pub const JSON: &str = "tidegate.v1.json";
+
+/// What was agreed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// The subprotocol to echo; a client that offers none gets none, and JSON.
+    pub subprotocol: Option<&'static str>,
+    /// An offered `bearer.T` carried a credential.
+    pub has_bearer: bool,
+}
+
+/// Agrees on the first offered subprotocol that is spoken here; the error is a text for HTTP 400.
+pub fn negotiate<'a>(offered: impl Iterator<Item = &'a str>) -> Result<Agreed, String> {
+    let mut agreed = Agreed { subprotocol: None, has_bearer: false };
+    let mut others = Vec::new();
+    for name in offered.flat_map(|value| value.split(',')).map(str::trim).filter(|name| !name.is_empty()) {
+        if name.starts_with("bearer.") {
+            agreed.has_bearer = true;
+        } else if name == JSON {
+            agreed.subprotocol = Some(JSON);
+        } else {
+            others.push(name);
+        }
+    }
+    if agreed.subprotocol.is_none() && (agreed.has_bearer || !others.is_empty()) {
+        return Err(format!("None of the offered subprotocols is spoken at this endpoint; offer {JSON}, or none at all.\n"));
+    }
+    Ok(agreed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_offer_decides() {
+        let cases: [(&[&str], Option<(Option<&str>, bool)>); 9] = [
+            (&[], Some((None, false))),
+            (&["tidegate.v1.json"], Some((Some(JSON), false))),
+            (&["mqtt, tidegate.v1.json"], Some((Some(JSON), false))),
+            (&["mqtt", "tidegate.v1.json"], Some((Some(JSON), false))),
+            (&["bearer.abc, tidegate.v1.json"], Some((Some(JSON), true))),
+            (&["bearer.abc"], None),
+            (&["mqtt"], None),
+            (&["tidegate.v2.json"], None),
+            (&["TIDEGATE.V1.JSON"], None),
+        ];
+        for (offer, expected) in cases {
+            let agreed = negotiate(offer.iter().copied());
+            let short = agreed.as_ref().ok().map(|agreed| (agreed.subprotocol, agreed.has_bearer));
+            assert_eq!(short, expected, "{offer:?}");
+            if let Err(text) = agreed {
+                assert!(text.contains(JSON) && !text.contains("abc"), "{text}");
+            }
+        }
+    }
+}

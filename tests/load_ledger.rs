@@ -1,0 +1,94 @@
+//! The load tool's ledger: what it says of planted faults.
+
+#[path = "../benches/load/ledger.rs"]
+mod ledger;
+
+use ledger::{Entry, Ledger, Stamp, Totals};
+use std::ops::Range;
+use std::time::Duration;
+
+fn stamp(lane: u32, seq: u32) -> Stamp {
+    Stamp { lane, seq, sent: Duration::from_micros(10) }
+}
+
+/// Lane and place of each message that arrives.
+type Arrivals = &'static [(u32, u32)];
+
+/// What is counted as lost, duplicated, reordered, stray.
+fn faults(lanes: Range<u32>, each: u32, arrivals: Arrivals) -> [u64; 4] {
+    let mut ledger = Ledger::new(lanes, each);
+    for &(lane, seq) in arrivals {
+        ledger.enter(stamp(lane, seq), Duration::from_micros(25));
+    }
+    let totals = ledger.totals();
+    [totals.lost(), totals.duplicated, totals.reordered, totals.stray]
+}
+
+#[test]
+fn each_planted_fault_is_counted_as_what_it_is() {
+    let cases: [(&str, Arrivals, [u64; 4]); 9] = [
+        ("complete", &[(0, 0), (0, 1), (0, 2)], [0, 0, 0, 0]),
+        ("the first lost", &[(0, 1), (0, 2)], [1, 0, 0, 0]),
+        ("one lost between", &[(0, 0), (0, 2)], [1, 0, 0, 0]),
+        ("the last lost", &[(0, 0), (0, 1)], [1, 0, 0, 0]),
+        ("nothing came", &[], [3, 0, 0, 0]),
+        ("one repeated", &[(0, 0), (0, 0), (0, 1), (0, 2)], [0, 1, 0, 0]),
+        ("two swapped", &[(0, 1), (0, 0), (0, 2)], [0, 0, 1, 0]),
+        ("an early one repeated late", &[(0, 0), (0, 1), (0, 2), (0, 0)], [0, 1, 0, 0]),
+        ("past the end", &[(0, 0), (0, 1), (0, 2), (0, 3)], [0, 0, 0, 1]),
+    ];
+    for (name, arrivals, expected) in cases {
+        assert_eq!(faults(0..1, 3, arrivals), expected, "{name}");
+    }
+}
+
+#[test]
+fn lanes_are_judged_apart() {
+    assert_eq!(faults(4..6, 2, &[(5, 0), (4, 0), (5, 1), (4, 1)]), [0, 0, 0, 0]);
+    assert_eq!(faults(4..6, 2, &[(5, 1), (4, 0), (5, 0), (4, 1)]), [0, 0, 1, 0]);
+}
+
+#[test]
+fn a_message_of_a_lane_that_was_not_asked_for_is_a_stray() {
+    assert_eq!(faults(4..6, 1, &[(3, 0), (4, 0), (5, 0), (6, 0)]), [0, 0, 0, 2]);
+}
+
+#[test]
+fn only_a_first_copy_is_new() {
+    let mut ledger = Ledger::new(0..1, 2);
+    let now = Duration::from_micros(25);
+    assert_eq!(ledger.enter(stamp(0, 1), now), Entry::New);
+    assert_eq!(ledger.enter(stamp(0, 1), now), Entry::Duplicate);
+    assert_eq!(ledger.enter(stamp(0, 0), now), Entry::New);
+    assert_eq!(ledger.enter(stamp(1, 0), now), Entry::Stray);
+    assert_eq!(ledger.totals().latencies, [15, 15]);
+}
+
+#[test]
+fn a_stamp_survives_the_payload_and_the_frame_around_it() {
+    let stamp = Stamp { lane: 4999, seq: u32::MAX, sent: Duration::from_nanos(u64::MAX) };
+    for size in [Stamp::LEN, 100, 16384] {
+        let payload = stamp.payload(size);
+        assert_eq!(payload.len(), size);
+        let frame = format!(r#"{{"type":"mqtt","topic":"load/1","payload":"{payload}","qos":0}}"#);
+        assert_eq!(Stamp::find(frame.as_bytes()), Some(stamp), "{size} bytes");
+    }
+}
+
+#[test]
+fn frames_without_a_whole_stamp_carry_none() {
+    for frame in ["", "{}", "@", "@00000000", r#"{"type":"pong"}"#, "@zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz"] {
+        assert_eq!(Stamp::find(frame.as_bytes()), None, "{frame}");
+    }
+}
+
+#[test]
+fn totals_add_up_and_percentiles_are_exact() {
+    let mut totals = Totals::default();
+    assert_eq!(totals.percentiles([0.5, 1.0]), [0, 0]);
+    for latency in (1..=100).rev() {
+        totals.add(Totals { expected: 2, received: 1, latencies: vec![latency], ..Totals::default() });
+    }
+    assert_eq!(totals.percentiles([0.5, 0.9, 0.99, 1.0]), [50, 90, 99, 100]);
+    assert_eq!(totals.lost(), 100);
+}
