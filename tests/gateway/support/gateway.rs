@@ -1,0 +1,117 @@
+//! The program itself, started as a user would, on free ports.
+
+use std::process::{ExitStatus, Stdio};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use super::mosquitto::terminate;
+use super::{Browser, Mosquitto, PATIENCE, eventually};
+
+pub struct Gateway {
+    /// Where browsers connect.
+    pub address: String,
+    /// Where operators look.
+    pub admin: String,
+    /// The line about the broker.
+    pub broker: String,
+    child: Child,
+    _folder: TempDir,
+}
+
+impl Gateway {
+    /// Before this Mosquitto, with the defaults.
+    pub async fn before(mosquitto: &Mosquitto) -> Gateway {
+        Gateway::start(&mosquitto.url(), "").await
+    }
+
+    /// Before the broker at this URL, with a configuration file.
+    pub async fn start(broker: &str, configuration: &str) -> Gateway {
+        let gateway = Gateway::start_unready(broker, configuration).await;
+        eventually("the gateway is ready", async || gateway.get(&gateway.address, "/readyz").await.0 == 200).await;
+        gateway
+    }
+
+    /// As `start`, but it may not reach its broker.
+    pub async fn start_unready(broker: &str, configuration: &str) -> Gateway {
+        let folder = TempDir::new().expect("a folder");
+        let file = folder.path().join("tidegate.toml");
+        std::fs::write(&file, configuration).expect("written");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--broker", broker, "--config"])
+            .arg(&file)
+            .env_clear()
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the program was built");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let mut gateway =
+            Gateway { address: String::new(), admin: String::new(), broker: String::new(), child, _folder: folder };
+        while gateway.admin.is_empty() {
+            let line = timeout(PATIENCE, lines.next_line()).await.expect("in time").expect("readable");
+            let line = line.expect("the gateway says where it is before it ends");
+            let (name, value) = line.trim().split_once(' ').expect("a name and a value");
+            let value = value.trim();
+            match name {
+                "console" => gateway.address = value.trim_start_matches("http://").trim_end_matches('/').to_owned(),
+                "broker" => gateway.broker = value.to_owned(),
+                "metrics" => gateway.admin = value.trim_start_matches("http://").replace("/metrics", ""),
+                _ => {}
+            }
+        }
+        gateway
+    }
+
+    /// A browser with an open session.
+    pub async fn browser(&self) -> Browser {
+        let mut browser = self.connect().await;
+        browser.send(serde_json::json!({"type": "auth"})).await;
+        browser.expect("auth_response").await;
+        browser.expect("welcome").await;
+        browser
+    }
+
+    /// A browser with a WebSocket on which nothing was said.
+    pub async fn connect(&self) -> Browser {
+        Browser::connect(&self.address, &["tidegate.v1.json"]).await
+    }
+
+    /// An HTTP GET: the status and the body.
+    pub async fn get(&self, address: &str, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("written");
+        let mut response = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut response)).await.expect("in time").expect("text");
+        let status = response.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+        (status, response.split_once("\r\n\r\n").expect("a head and a body").1.to_owned())
+    }
+
+    /// The value of a metric, labels written as on the page.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_, page) = self.get(&self.admin, "/metrics").await;
+        let line = page.lines().find(|line| line.rsplit_once(' ').is_some_and(|(metric, _)| metric == name));
+        let value = line.and_then(|line| line.rsplit_once(' ')).unwrap_or_else(|| panic!("no {name} on\n{page}")).1;
+        value.parse().expect("a number")
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("killed");
+    }
+
+    /// SIGTERM.
+    pub async fn stop(&mut self) -> ExitStatus {
+        terminate(&self.child).await;
+        timeout(PATIENCE, self.child.wait()).await.expect("in time").expect("waited for")
+    }
+}
