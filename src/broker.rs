@@ -3,9 +3,10 @@
 mod config;
 pub mod connection;
 mod dedicated;
-#[cfg(feature = "embedded-broker")]
+#[cfg_attr(not(feature = "embedded-broker"), path = "broker/not_embedded.rs")]
 pub mod embedded;
 pub mod link;
+mod rules;
 mod transport;
 mod watch;
 
@@ -23,8 +24,10 @@ pub use watch::Reach;
 
 use crate::delivery;
 use crate::mqtt::packet::Connect;
-use crate::mqtt::{Message, Topic, TopicFilter};
-use crate::wire::{Code, Refusal};
+use crate::mqtt::Message;
+use crate::wire::Refusal;
+
+use embedded::{Embedded, EmbeddedError};
 
 /// Requests that a session may hand over before it waits.
 const COMMANDS: usize = 32;
@@ -41,10 +44,15 @@ pub struct Broker {
 struct Setup {
     config: Config,
     target: Target,
-    is_embedded: bool,
+    embedded: Option<Embedded>,
 }
 
 impl Setup {
+    /// The broker is in this process and needs care.
+    fn is_embedded(&self) -> bool {
+        self.embedded.is_some()
+    }
+
     /// What all CONNECTs have in common.
     fn connect(&self) -> Connect<'_> {
         Connect {
@@ -67,30 +75,24 @@ pub enum StartError {
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The embedded broker does not start.
-    #[cfg(feature = "embedded-broker")]
+    /// The embedded broker.
     #[error(transparent)]
-    Embedded(#[from] embedded::EmbeddedError),
-    /// There is no embedded broker.
-    #[error("broker.url: this build has no embedded broker (feature `embedded-broker`); set mqtt://HOST[:PORT]")]
-    NotEmbedded,
+    Embedded(#[from] EmbeddedError),
 }
 
 impl Broker {
     /// Starts the embedded broker where that is the one, and watches whether the broker can be reached until `closing`.
     pub fn start(config: Config, delivery: delivery::Config, tasks: TaskTracker, closing: CancellationToken) -> Result<Broker, StartError> {
-        let (target, is_embedded) = match &config.url {
-            BrokerUrl::Mqtt { host, port, tls: false } => (Target::plain(host.clone(), *port), false),
-            BrokerUrl::Mqtt { host, port, tls: true } => (Target::tls(host.clone(), *port, &config)?, false),
-            #[cfg(feature = "embedded-broker")]
+        let (target, embedded) = match &config.url {
+            BrokerUrl::Mqtt { host, port, tls: false } => (Target::plain(host.clone(), *port), None),
+            BrokerUrl::Mqtt { host, port, tls: true } => (Target::tls(host.clone(), *port, &config)?, None),
             BrokerUrl::Embedded { address, fall_back } => {
-                let address = embedded::Embedded::start(*address, *fall_back)?.address();
-                (Target::plain(address.ip().to_string(), address.port()), true)
+                let embedded = Embedded::start(*address, *fall_back)?;
+                let address = embedded.address();
+                (Target::plain(address.ip().to_string(), address.port()), Some(embedded))
             }
-            #[cfg(not(feature = "embedded-broker"))]
-            BrokerUrl::Embedded { .. } => return Err(StartError::NotEmbedded),
         };
-        let setup = Arc::new(Setup { config, target, is_embedded });
+        let setup = Arc::new(Setup { config, target, embedded });
         let reach = Reach::default();
         tasks.spawn(watch::run(setup.clone(), reach.clone(), closing));
         Ok(Broker { setup, delivery, tasks, reach })
@@ -111,33 +113,15 @@ impl Broker {
 
     /// Whether the broker would take this will; what else it thinks of it shows when it is published.
     pub fn judge_will(&self, message: &Message) -> Result<(), Refusal> {
-        if self.setup.is_embedded { embedded_refuses_topic(&message.topic) } else { Ok(()) }
+        if self.setup.is_embedded() { rules::judge_topic(&message.topic) } else { Ok(()) }
     }
 
     /// Where the broker is, for people.
     pub fn address(&self) -> String {
         let target = &self.setup.target;
-        match self.setup.is_embedded {
+        match self.setup.is_embedded() {
             true => format!("embedded rumqttd on {target}"),
             false => self.setup.config.url.to_string(),
         }
     }
-}
-
-/// Topics that would stop rumqttd (it takes the first byte of a topic for a character).
-fn embedded_refuses_topic(topic: &Topic) -> Result<(), Refusal> {
-    if topic.as_ref().starts_with(|first: char| !first.is_ascii()) {
-        let message = "The embedded broker takes no topic that starts with a non-ASCII character; start it with another, or use Mosquitto.";
-        return Err(Refusal::new(Code::InvalidTopic, message));
-    }
-    Ok(())
-}
-
-/// Filters that would stop rumqttd.
-fn embedded_refuses_filter(filter: &TopicFilter, clean: bool) -> Result<(), Refusal> {
-    if filter.is_shared() && !clean {
-        let message = "The embedded broker has no shared subscriptions for sessions that are kept; use clean: true, or Mosquitto.";
-        return Err(Refusal::new(Code::BrokerRejected, message));
-    }
-    Ok(())
 }

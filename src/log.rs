@@ -55,7 +55,9 @@ fn has_colours() -> bool {
 
 impl Level {
     fn filter(&self) -> EnvFilter {
-        EnvFilter::try_new(&self.0).expect("a level was parsed when it was read")
+        // rumqttd tells every connection and its filters; whoever wants that asks for it by name.
+        let level = if self.0.contains("rumqttd") { self.0.clone() } else { format!("{},rumqttd=off", self.0) };
+        EnvFilter::try_new(level).expect("a level was parsed when it was read")
     }
 }
 

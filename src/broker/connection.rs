@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio_util::io::poll_read_buf;
 
 use super::transport::{Stream, Target};
@@ -142,6 +142,13 @@ impl Connection {
             }
         }
         if wrote { Poll::Ready(Ok(Turn::Wrote)) } else { Poll::Pending }
+    }
+
+    /// Ends the stream and waits until the broker has ended it too.
+    pub async fn finish(mut self) {
+        if self.stream.shutdown().await.is_ok() {
+            let _ = tokio::io::copy(&mut self.stream, &mut tokio::io::sink()).await;
+        }
     }
 
     /// The next packet of those that were read.

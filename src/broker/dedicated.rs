@@ -11,14 +11,14 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::Setup;
+use super::{Setup, rules};
 use super::connection::{Connection, Lost, Turn};
 use super::link::{Abilities, Command, Downlink, Event, Handle, Opening, Ready};
 use crate::delivery::{Delivery, Route, Subscriptions, Target, subscription_id};
 use crate::metrics::{self, LinkState};
 use crate::mqtt::inflight::{Arrival, Confirmation, Due, Incoming, Outcome, Outgoing, Request, RequestId};
-use crate::mqtt::packet::{self, Connack, Connect, Packet, PacketId, Publish};
-use crate::mqtt::{Message, Qos, Reason};
+use crate::mqtt::packet::{self, Connack, Connect, Packet, PacketId, Publish, SubscribeOptions};
+use crate::mqtt::{Message, Qos, Reason, TopicFilter};
 use crate::wire::{Ack, Close, Format, Refusal, Subscription};
 
 /// A link that is lost so soon after each of two reconnects was taken over by another connection of the same client.
@@ -30,6 +30,8 @@ const LONGEST_BACK_OFF: Duration = Duration::from_secs(15);
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 /// The same, where another connection of the client waits.
 const LAST_REQUESTS_OF_PREDECESSOR: Duration = Duration::from_secs(1);
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Commands are taken while less than this waits to be written to the broker.
 const MAX_OUTBOUND: usize = 64 * 1024;
 
@@ -123,8 +125,8 @@ impl Dedicated {
     fn new(setup: Arc<Setup>, opening: Opening, downlink: Arc<Downlink>, commands: mpsc::Receiver<Command>) -> Dedicated {
         let opened = vec![None; opening.subscriptions.len()];
         Dedicated {
+            client_id: if setup.is_embedded() { rules::client_id(&opening.client_id) } else { opening.client_id.clone() },
             setup,
-            client_id: opening.client_id.clone(),
             opening,
             downlink,
             commands,
@@ -186,7 +188,7 @@ impl Dedicated {
             clean_start: self.opening.clean && !self.is_connected_once(),
             session_expiry: if self.opening.clean { grace } else { self.opening.session_expiry.max(grace) },
             // The embedded broker lives and dies with this process, so a will of its own is never needed.
-            will: self.opening.will.clone().filter(|_| !self.setup.is_embedded).map(|mut will| {
+            will: self.opening.will.clone().filter(|_| !self.setup.is_embedded()).map(|mut will| {
                 will.delay = will.delay.max(grace);
                 will
             }),
@@ -204,7 +206,7 @@ impl Dedicated {
 
     /// The broker would publish the will of this session, and must be told not to.
     fn owes_goodbye(&self, end: &End) -> bool {
-        self.opening.will.is_some() && !self.setup.is_embedded && (!end.close.fires_will() || end.stage == Stage::Will)
+        self.opening.will.is_some() && !self.setup.is_embedded() && (!end.close.fires_will() || end.stage == Stage::Will)
     }
 
     fn offline_deadline(&self) -> Option<Instant> {
@@ -223,7 +225,15 @@ impl Dedicated {
         };
         let is_reconnect = self.is_connected_once();
         self.on_connected(connack);
+        if self.setup.is_embedded() {
+            // rumqttd holds a PUBREL of a resumed session back until it has something else to say.
+            packet::write_pingreq(&mut connection.outbound);
+        }
         let lost = self.serve(&mut connection, &mut clock).await.err();
+        if self.setup.is_embedded() {
+            // The identifier is free when rumqttd has seen the end of the connection.
+            let _ = timeout(GOODBYE, connection.finish()).await;
+        }
         self.outgoing.on_link_down();
         self.incoming.on_link_down();
         let quick = is_reconnect && connected.elapsed() < TAKEOVER_WINDOW && matches!(lost, Some(Lost::Closed | Lost::Io(_)));
@@ -266,10 +276,12 @@ impl Dedicated {
 
     fn on_connected(&mut self, connack: Connack) {
         if let Some(id) = connack.assigned_client_id {
+            self.opening.client_id.clone_from(&id);
             self.client_id = id;
         }
-        let session_present = connack.session_present;
-        let abilities = Abilities {
+        // rumqttd forgets what was in flight and the identifiers of subscriptions: its session counts as lost with the link.
+        let session_present = connack.session_present && !(self.setup.is_embedded() && self.is_connected_once());
+        let mut abilities = Abilities {
             receive_maximum: connack.receive_maximum,
             maximum_qos: connack.maximum_qos,
             maximum_packet_size: connack.maximum_packet_size,
@@ -278,6 +290,9 @@ impl Dedicated {
             wildcards: connack.wildcards_available,
             subscription_ids: connack.subscription_ids_available,
         };
+        if self.setup.is_embedded() {
+            abilities = rules::correct(abilities);
+        }
         self.attempts = 0;
         self.incoming.on_link_up(session_present);
         let window = connack.receive_maximum.min(self.opening.max_inflight);
@@ -306,7 +321,7 @@ impl Dedicated {
                 if session_present {
                     self.subscriptions.resume(self.opening.ack);
                 }
-                self.ready = Some(Ready { client_id: self.client_id.clone(), session_present, subscriptions: Vec::new(), abilities });
+                self.ready = Some(Ready { client_id: self.opening.client_id.clone(), session_present, subscriptions: Vec::new(), abilities });
                 self.subscribe_opening(session_present);
                 self.tell_if_ready();
             }
@@ -358,7 +373,7 @@ impl Dedicated {
         metrics::subscriptions_changed(before, self.subscriptions.len());
     }
 
-    fn remove(&mut self, filter: &crate::mqtt::TopicFilter) {
+    fn remove(&mut self, filter: &TopicFilter) {
         let before = self.subscriptions.len();
         self.subscriptions.remove(filter);
         metrics::subscriptions_changed(before, self.subscriptions.len());
@@ -390,7 +405,7 @@ impl Dedicated {
                 Ok(()) => self.ask_subscribe(Origin::Subscribe(id, subscription)),
                 Err(refusal) => self.downlink.tell(Event::Subscribed(id, Err(refusal))),
             },
-            Command::Unsubscribe(id, filter) => self.ask(Request::Unsubscribe(filter), Origin::Unsubscribe(id)),
+            Command::Unsubscribe(id, filter) => self.on_unsubscribe_command(id, filter),
             Command::End(close) => self.begin_end(close, LAST_REQUESTS),
         }
     }
@@ -415,10 +430,23 @@ impl Dedicated {
         self.downlink.tell(Event::Answered(id, Err(refusal)));
     }
 
+    fn on_unsubscribe_command(&mut self, id: RequestId, filter: TopicFilter) {
+        // rumqttd answers only for filters that were subscribed on this connection.
+        if self.setup.is_embedded() && !self.subscriptions.contains(&filter) {
+            if self.ready.as_ref().is_none_or(|ready| !ready.session_present) || rules::judge_filter(&filter).is_err() {
+                return self.downlink.tell(Event::Answered(id, Ok(())));
+            }
+            let options = SubscribeOptions { retain_handling: 2, ..SubscribeOptions::default() };
+            let subscription_id = subscription_id(&filter);
+            self.ask(Request::Subscribe { filter: filter.clone(), options, subscription_id }, Origin::Own);
+        }
+        self.ask(Request::Unsubscribe(filter), Origin::Unsubscribe(id));
+    }
+
     /// What the broker said that it does not take must not be sent: it would end the connection.
     fn judge(&self, message: &Message) -> Result<(), Refusal> {
-        if self.setup.is_embedded {
-            super::embedded_refuses_topic(&message.topic)?;
+        if self.setup.is_embedded() {
+            rules::judge_topic(&message.topic)?;
         }
         let Some(Ready { abilities, .. }) = &self.ready else { return Ok(()) };
         if message.qos > abilities.maximum_qos {
@@ -435,8 +463,8 @@ impl Dedicated {
 
     fn judge_filter(&self, subscription: &Subscription) -> Result<(), Refusal> {
         let filter = &subscription.filter;
-        if self.setup.is_embedded {
-            super::embedded_refuses_filter(filter, self.opening.clean)?;
+        if self.setup.is_embedded() {
+            rules::judge_filter(filter)?;
         }
         let Some(Ready { abilities, .. }) = &self.ready else { return Ok(()) };
         if filter.is_shared() && !abilities.shared {
@@ -739,20 +767,18 @@ impl Dedicated {
         }
     }
 
+    /// Says goodbye, and what becomes of the session.
     async fn leave(&mut self, connection: &mut Connection) -> Result<(), Lost> {
-        let expiry = if self.opening.clean { 0 } else { self.opening.session_expiry };
-        if self.setup.is_embedded {
-            // A DISCONNECT with many messages queued stops rumqttd: it gets the end of the stream instead.
-        } else {
+        // rumqttd may stop over a DISCONNECT: it gets the end of the stream instead.
+        if !self.setup.is_embedded() {
+            let expiry = if self.opening.clean { 0 } else { self.opening.session_expiry };
             packet::write_disconnect(&mut connection.outbound, Some(expiry));
         }
         let flush = async {
-            while !connection.outbound.is_empty() {
-                connection.turn(false).await?;
-            }
-            Ok(())
+            while !connection.outbound.is_empty() && connection.turn(false).await.is_ok() {}
         };
-        timeout(LAST_REQUESTS_OF_PREDECESSOR, flush).await.unwrap_or(Err(Lost::TimedOut)).or(Ok(()))
+        let _ = timeout(GOODBYE, flush).await;
+        Ok(())
     }
 
     fn on_lost(&mut self, lost: &Lost) {

@@ -1,5 +1,6 @@
 //! One connection that does nothing but know whether the broker can be reached.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Setup;
+use super::embedded::Embedded;
 use super::connection::{Connection, Lost};
 use crate::metrics;
 use crate::mqtt::packet::{self, Connect, Packet};
@@ -59,6 +61,9 @@ pub(super) async fn run(setup: Arc<Setup>, reach: Reach, closing: CancellationTo
 
 /// Reaches the broker, and keeps asking until it does not answer.
 async fn watch(setup: &Setup, client_id: &str, reach: &Reach) -> Lost {
+    if let Some(embedded) = &setup.embedded {
+        return probe(embedded, reach).await;
+    }
     let connect = Connect { client_id, ..setup.connect() };
     let opening = Connection::open(&setup.target, &connect);
     let mut connection = match timeout(setup.config.connect_timeout, opening).await {
@@ -75,6 +80,17 @@ async fn watch(setup: &Setup, client_id: &str, reach: &Reach) -> Lost {
             Ok(Err(lost)) => return lost,
             Err(_) => return Lost::TimedOut,
         }
+    }
+}
+
+/// A router that has died shows only to a publish that goes through it.
+async fn probe(embedded: &Embedded, reach: &Reach) -> Lost {
+    loop {
+        if let Err(error) = embedded.probe().await {
+            return Lost::Io(io::Error::other(error.to_string()));
+        }
+        reach.set(true);
+        sleep(INTERVAL).await;
     }
 }
 

@@ -165,6 +165,11 @@ impl Subscriptions {
         }
     }
 
+    /// Whether this filter is subscribed.
+    pub fn contains(&self, filter: &TopicFilter) -> bool {
+        self.entry(filter).is_some()
+    }
+
     /// All that must be asked of a broker that has lost the session.
     pub fn iter(&self) -> impl Iterator<Item = &Subscription> {
         self.by_id.values().flatten().map(|entry| &entry.subscription)

@@ -423,7 +423,7 @@ fn message_properties(message: &Message) -> BytesMut {
 }
 
 /// A filter and what is asked for it (MQTT 5 section 3.8.3.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SubscribeOptions {
     /// The highest QoS of deliveries.
     pub qos: Qos,

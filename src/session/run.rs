@@ -274,7 +274,7 @@ impl<'a, S: Socket> Open<'a, S> {
             let may_read = self.commands.is_empty();
             select! {
                 turn = self.peer.turn(may_read) => match turn? {
-                    Turn::Flushed => self.on_flushed(),
+                    Turn::Flushed { frames } => self.on_flushed(frames),
                     Turn::Read(None) => return Err(Close::Lost),
                     Turn::Read(Some(read)) => self.on_read(read?)?,
                 },
@@ -313,7 +313,7 @@ impl<'a, S: Socket> Open<'a, S> {
         Ok(())
     }
 
-    fn on_flushed(&mut self) {
+    fn on_flushed(&mut self, frames: bool) {
         let now = StdInstant::now();
         for received in self.batch.received.drain(..) {
             metrics::delivered(now - received);
@@ -321,7 +321,9 @@ impl<'a, S: Socket> Open<'a, S> {
         self.link.downlink.confirm(self.batch.receipts.drain(..));
         self.batch.progress = None;
         self.link.downlink.set_stalled(false);
-        self.last_life = Instant::now();
+        if frames {
+            self.last_life = Instant::now();
+        }
     }
 
     fn on_read(&mut self, read: Inbound<S::Text>) -> Result<(), Close> {
@@ -398,7 +400,7 @@ impl<'a, S: Socket> Open<'a, S> {
             return Err(Close::Heartbeat);
         }
         self.next_ping = now + self.context.config.heartbeat;
-        self.peer.writing.push_first(Outbound::Ping);
+        self.peer.writing.push_ping();
         if self.batch.progress.is_none() {
             self.batch.progress = Some((self.peer.socket.written(), now));
         }
@@ -446,7 +448,7 @@ impl<S: Socket> Peer<S> {
     async fn text(&mut self) -> Result<S::Text, Close> {
         loop {
             match self.turn(true).await? {
-                Turn::Flushed => {}
+                Turn::Flushed { .. } => {}
                 Turn::Read(None) => return Err(Close::Lost),
                 Turn::Read(Some(read)) => match read? {
                     Inbound::Text(text) => return Ok(text),
@@ -483,10 +485,8 @@ impl<S: Socket> Peer<S> {
         if close.is_told() {
             self.writing.push(Outbound::Close(close));
         }
-        let flush = async {
-            while self.writing.is_pending() && self.turn(false).await.is_ok() {}
-        };
-        let _ = timeout(CLOSING, flush).await;
+        // Also where nothing of ours waits: the answer to the client's Close frame does, below.
+        let _ = timeout(CLOSING, poll_fn(|context| self.writing.poll_flush(&mut self.socket, context))).await;
     }
 }
 

@@ -43,8 +43,11 @@ pub trait Socket: Stream<Item = Result<Inbound<Self::Text>, Close>> + Sink<Outbo
 /// What a socket did.
 #[derive(Debug)]
 pub enum Turn<T> {
-    /// All that was queued has been written.
-    Flushed,
+    /// All that was queued has been written, and it was more than a ping or not.
+    Flushed {
+        /// A frame was among it.
+        frames: bool,
+    },
     /// The client sent something; nothing means that the connection is gone.
     Read(Option<Result<Inbound<T>, Close>>),
 }
@@ -54,17 +57,20 @@ pub enum Turn<T> {
 pub struct Writing {
     queue: std::collections::VecDeque<Outbound>,
     is_dirty: bool,
+    /// More than pings was queued since the last flush: a ping of ours is no sign of the client's life.
+    has_frames: bool,
 }
 
 impl Writing {
     /// Queues a frame.
     pub fn push(&mut self, frame: Outbound) {
+        self.has_frames = true;
         self.queue.push_back(frame);
     }
 
-    /// Queues a frame ahead of all others.
-    pub fn push_first(&mut self, frame: Outbound) {
-        self.queue.push_front(frame);
+    /// Queues a ping ahead of all else.
+    pub fn push_ping(&mut self) {
+        self.queue.push_front(Outbound::Ping);
     }
 
     /// Something was queued that is not written yet.
@@ -77,12 +83,14 @@ impl Writing {
         if self.is_pending()
             && let Poll::Ready(result) = self.poll_flush(socket, context)
         {
-            return Poll::Ready(result.map(|()| Turn::Flushed));
+            let frames = std::mem::take(&mut self.has_frames);
+            return Poll::Ready(result.map(|()| Turn::Flushed { frames }));
         }
         if reading { Pin::new(socket).poll_next(context).map(|read| Ok(Turn::Read(read))) } else { Poll::Pending }
     }
 
-    fn poll_flush<S: Socket>(&mut self, socket: &mut S, context: &mut Context<'_>) -> Poll<Result<(), Close>> {
+    /// Writes what is queued here and below.
+    pub fn poll_flush<S: Socket>(&mut self, socket: &mut S, context: &mut Context<'_>) -> Poll<Result<(), Close>> {
         while !self.queue.is_empty() {
             ready!(Pin::new(&mut *socket).poll_ready(context))?;
             if let Some(frame) = self.queue.pop_front() {

@@ -1,0 +1,32 @@
+//! What stands in for the embedded broker in a build without it.
+
+use std::net::SocketAddr;
+
+/// The largest packet of a broker that is not there.
+pub const MAX_PACKET: usize = usize::MAX;
+
+/// There is none.
+#[derive(Debug)]
+pub enum Embedded {}
+
+/// The embedded broker was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("broker.url: this build has no embedded broker (feature `embedded-broker`); set mqtt://HOST[:PORT]")]
+pub struct EmbeddedError;
+
+impl Embedded {
+    /// Says that this build can't.
+    pub fn start(_: SocketAddr, _: bool) -> Result<Embedded, EmbeddedError> {
+        Err(EmbeddedError)
+    }
+
+    /// Never called.
+    pub fn address(&self) -> SocketAddr {
+        match *self {}
+    }
+
+    /// Never called.
+    pub async fn probe(&self) -> Result<(), EmbeddedError> {
+        match *self {}
+    }
+}
