@@ -5,6 +5,8 @@ pub mod connection;
 mod dedicated;
 #[cfg_attr(not(feature = "embedded-broker"), path = "broker/not_embedded.rs")]
 pub mod embedded;
+#[cfg(feature = "embedded-broker")]
+mod front;
 pub mod link;
 mod rules;
 mod transport;
@@ -23,8 +25,8 @@ pub use transport::{Target, TlsError};
 pub use watch::Reach;
 
 use crate::delivery;
-use crate::mqtt::packet::Connect;
 use crate::mqtt::Message;
+use crate::mqtt::packet::Connect;
 use crate::wire::Refusal;
 
 use embedded::{Embedded, EmbeddedError};
@@ -82,13 +84,18 @@ pub enum StartError {
 
 impl Broker {
     /// Starts the embedded broker where that is the one, and watches whether the broker can be reached until `closing`.
-    pub fn start(config: Config, delivery: delivery::Config, tasks: TaskTracker, closing: CancellationToken) -> Result<Broker, StartError> {
+    pub fn start(
+        config: Config,
+        delivery: delivery::Config,
+        tasks: TaskTracker,
+        closing: CancellationToken,
+    ) -> Result<Broker, StartError> {
         let (target, embedded) = match &config.url {
             BrokerUrl::Mqtt { host, port, tls: false } => (Target::plain(host.clone(), *port), None),
             BrokerUrl::Mqtt { host, port, tls: true } => (Target::tls(host.clone(), *port, &config)?, None),
             BrokerUrl::Embedded { address, fall_back } => {
                 let embedded = Embedded::start(*address, *fall_back)?;
-                let address = embedded.address();
+                let address = embedded.link_address();
                 (Target::plain(address.ip().to_string(), address.port()), Some(embedded))
             }
         };
@@ -118,10 +125,9 @@ impl Broker {
 
     /// Where the broker is, for people.
     pub fn address(&self) -> String {
-        let target = &self.setup.target;
-        match self.setup.is_embedded() {
-            true => format!("embedded rumqttd on {target}"),
-            false => self.setup.config.url.to_string(),
+        match &self.setup.embedded {
+            Some(embedded) => format!("embedded rumqttd, mqtt://{}", embedded.address()),
+            None => self.setup.config.url.to_string(),
         }
     }
 }

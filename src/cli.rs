@@ -52,11 +52,7 @@ mod tests {
         ] {
             let cli = Cli::try_parse_from(line).unwrap();
             assert_eq!(cli.command, Some(Command::CheckConfig), "{line:?}");
-            assert_eq!(
-                cli.flags.broker.as_deref(),
-                Some("mqtt://mosquitto"),
-                "{line:?}"
-            );
+            assert_eq!(cli.flags.broker.as_deref(), Some("mqtt://mosquitto"), "{line:?}");
         }
     }
 }

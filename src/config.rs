@@ -45,10 +45,7 @@ pub struct Config {
 
 impl Config {
     /// Gathers the configuration and reads the files it names. [`environment()`] is the environment to pass.
-    pub fn load(
-        flags: &Flags,
-        environment: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Self, ConfigError> {
+    pub fn load(flags: &Flags, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         let file = match &flags.config {
             Some(path) => file::settings(path)?,
             None => Vec::new(),
@@ -85,10 +82,7 @@ impl Config {
 
     /// Judges the settings together, those of one section at a time.
     fn check(&self) -> Result<(), ConfigError> {
-        self.http
-            .check()
-            .and_then(|()| self.broker.check())
-            .map_err(ConfigError::Together)
+        self.http.check().and_then(|()| self.broker.check()).map_err(ConfigError::Together)
     }
 }
 
@@ -105,13 +99,7 @@ pub enum ConfigError {
     #[error("cannot read the configuration file {}: {cause}", path.display())]
     Unreadable { path: PathBuf, cause: io::Error },
     #[error("{}, line {line}, column {column}: {message}{excerpt}", path.display())]
-    File {
-        path: PathBuf,
-        line: usize,
-        column: usize,
-        message: String,
-        excerpt: String,
-    },
+    File { path: PathBuf, line: usize, column: usize, message: String, excerpt: String },
     #[error("there is no setting for {name}{}", did_you_mean(near))]
     UnknownVariable { name: String, near: Vec<String> },
     #[error("{origin}: {message}")]
@@ -119,11 +107,7 @@ pub enum ConfigError {
     #[error("{secret} and {secret}_file are both given: keep one of the two")]
     BothForms { secret: String },
     #[error("{setting}: cannot read {}: {cause}", path.display())]
-    NamedFile {
-        setting: String,
-        path: PathBuf,
-        cause: io::Error,
-    },
+    NamedFile { setting: String, path: PathBuf, cause: io::Error },
     #[error("{0}")]
     Together(String),
 }
@@ -146,12 +130,7 @@ struct Setting {
 
 impl Setting {
     fn new(section: &str, key: &str, value: impl Into<Value>, origin: impl Into<String>) -> Self {
-        Self {
-            section: section.to_owned(),
-            key: key.to_owned(),
-            value: value.into(),
-            origin: origin.into(),
-        }
+        Self { section: section.to_owned(), key: key.to_owned(), value: value.into(), origin: origin.into() }
     }
 
     fn name(&self) -> String {
@@ -160,18 +139,12 @@ impl Setting {
 
     /// The key that this file's text belongs to, where it is the file of a secret.
     fn key_of_secret(&self) -> Option<&str> {
-        self.key
-            .strip_suffix("_file")
-            .filter(|key| is_secret(&self.section, key))
+        self.key.strip_suffix("_file").filter(|key| is_secret(&self.section, key))
     }
 
     /// What this setting decides: both forms of a secret decide the same.
     fn subject(&self) -> String {
-        format!(
-            "{}.{}",
-            self.section,
-            self.key_of_secret().unwrap_or(&self.key)
-        )
+        format!("{}.{}", self.section, self.key_of_secret().unwrap_or(&self.key))
     }
 }
 
@@ -194,31 +167,20 @@ fn uncommented(line: &str) -> &str {
 fn every_setting() -> impl Iterator<Item = (&'static str, &'static str, &'static Value)> {
     EVERY_SETTING.iter().flat_map(|(section, settings)| {
         let settings = settings.as_table().expect("sections are tables");
-        settings
-            .iter()
-            .map(move |(key, example)| (section.as_str(), key.as_str(), example))
+        settings.iter().map(move |(key, example)| (section.as_str(), key.as_str(), example))
     })
 }
 
 fn is_secret(section: &str, key: &str) -> bool {
-    let exists = |key: &str| {
-        EVERY_SETTING
-            .get(section)
-            .is_some_and(|section| section.get(key).is_some())
-    };
+    let exists = |key: &str| EVERY_SETTING.get(section).is_some_and(|section| section.get(key).is_some());
     exists(key) && exists(&format!("{key}_file"))
 }
 
 /// Lets a layer replace what lies below. Either form of a secret replaces the other.
 fn overlay(settings: &mut Vec<Setting>, layer: Vec<Setting>) -> Result<(), ConfigError> {
     for (index, setting) in layer.iter().enumerate() {
-        if layer[..index]
-            .iter()
-            .any(|other| other.subject() == setting.subject())
-        {
-            return Err(ConfigError::BothForms {
-                secret: setting.subject(),
-            });
+        if layer[..index].iter().any(|other| other.subject() == setting.subject()) {
+            return Err(ConfigError::BothForms { secret: setting.subject() });
         }
     }
     settings.retain(|below| !layer.iter().any(|above| above.subject() == below.subject()));
@@ -229,10 +191,7 @@ fn overlay(settings: &mut Vec<Setting>, layer: Vec<Setting>) -> Result<(), Confi
 /// Reads every file that a setting names, so that none is found missing later, and puts the secrets in their place.
 fn read_files(settings: &mut Vec<Setting>) -> Result<(), ConfigError> {
     let mut secrets = Vec::new();
-    for setting in settings
-        .iter()
-        .filter(|setting| setting.key.ends_with("_file"))
-    {
+    for setting in settings.iter().filter(|setting| setting.key.ends_with("_file")) {
         let path = PathBuf::from(setting.value.as_str().unwrap_or_default());
         let text = fs::read_to_string(&path).map_err(|cause| ConfigError::NamedFile {
             setting: setting.name(),

@@ -24,12 +24,21 @@ use crate::session::Context;
 
 /// Serves browsers until `closing`.
 pub async fn serve(listener: Listener, context: Arc<Context>, closing: CancellationToken) -> io::Result<()> {
-    let router = Router::new().route("/ws", any(ws::upgrade)).merge(console::routes()).merge(health::routes()).with_state(context);
+    let router = Router::new()
+        .route("/ws", any(ws::upgrade))
+        .merge(console::routes())
+        .merge(health::routes())
+        .with_state(context);
     serve_router(listener, router, closing).await
 }
 
 /// Serves operators until `closing`.
-pub async fn serve_admin(listener: Listener, context: Arc<Context>, page: PrometheusHandle, closing: CancellationToken) -> io::Result<()> {
+pub async fn serve_admin(
+    listener: Listener,
+    context: Arc<Context>,
+    page: PrometheusHandle,
+    closing: CancellationToken,
+) -> io::Result<()> {
     let render = move || {
         let page = metrics::render(&page);
         std::future::ready(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page))

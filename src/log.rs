@@ -40,11 +40,7 @@ pub fn init(config: &Config) {
         .with_ansi(has_colours());
     match config.format {
         Format::Text => lines.init(),
-        Format::Json => lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .init(),
+        Format::Json => lines.json().flatten_event(true).with_current_span(false).init(),
     }
 }
 
@@ -74,9 +70,7 @@ impl FromStr for Level {
         const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
         let text = text.replace(' ', "");
         // The filter takes a bare word that is no level for a target: `inof` would silence nearly everything.
-        let is_known = |part: &str| {
-            part.contains('=') || LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part))
-        };
+        let is_known = |part: &str| part.contains('=') || LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
         match text.split(',').find(|part| !is_known(part)) {
             None if EnvFilter::try_new(&text).is_ok() => Ok(Self(text)),
             misspelt => Err(format!(

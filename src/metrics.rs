@@ -3,7 +3,9 @@
 use std::sync::{LazyLock, Once};
 use std::time::Duration;
 
-use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::mqtt::{Message, Qos};
@@ -23,7 +25,9 @@ pub enum LinkState {
 
 /// Installs the recorder; the handle renders the page for Prometheus.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
-    let handle = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)?.install_recorder()?;
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)?
+        .install_recorder()?;
     describe();
     let rustc = option_env!("TIDEGATE_RUSTC").unwrap_or("unknown");
     let embedded = if cfg!(feature = "embedded-broker") { "true" } else { "false" };
@@ -171,7 +175,14 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     for close in ["1000", "1001", "1006", "1009", "1011", "4001", "4008", "4009", "4400", "4403", "4503"] {
         counter!("tidegate_sessions_closed_total", "code" => close).increment(0);
     }
-    for code in [Code::InvalidFrame, Code::InvalidTopic, Code::BrokerUnavailable, Code::BrokerRejected, Code::Timeout, Code::NotAuthorized] {
+    for code in [
+        Code::InvalidFrame,
+        Code::InvalidTopic,
+        Code::BrokerUnavailable,
+        Code::BrokerRejected,
+        Code::Timeout,
+        Code::NotAuthorized,
+    ] {
         counter!("tidegate_refusals_total", "code" => code.name()).increment(0);
     }
     Metrics {
@@ -198,17 +209,41 @@ fn describe() {
     describe_gauge!("tidegate_build_info", "Always 1; the labels say what was built.");
     describe_gauge!("tidegate_sessions_open", "Browser sessions that are open.");
     describe_counter!("tidegate_sessions_opened_total", "Browser sessions that were opened.");
-    describe_counter!("tidegate_sessions_closed_total", "Browser sessions that have ended, by WebSocket close code; 1006 is a lost connection.");
+    describe_counter!(
+        "tidegate_sessions_closed_total",
+        "Browser sessions that have ended, by WebSocket close code; 1006 is a lost connection."
+    );
     describe_gauge!("tidegate_subscriptions", "Subscriptions of all open sessions.");
-    describe_counter!("tidegate_messages_total", "Messages, by direction (uplink: from browsers; downlink: to browsers) and QoS.");
+    describe_counter!(
+        "tidegate_messages_total",
+        "Messages, by direction (uplink: from browsers; downlink: to browsers) and QoS."
+    );
     describe_counter!("tidegate_message_bytes_total", Unit::Bytes, "Payload bytes of messages, by direction and QoS.");
     describe_counter!("tidegate_refusals_total", "Frames that were turned down, by error code.");
-    describe_histogram!("tidegate_delivery_seconds", Unit::Seconds, "From reading a message from the broker to writing it to a browser's socket.");
-    describe_histogram!("tidegate_publish_ack_seconds", Unit::Seconds, "From reading a publish of QoS 1 or 2 to the broker's confirmation.");
+    describe_histogram!(
+        "tidegate_delivery_seconds",
+        Unit::Seconds,
+        "From reading a message from the broker to writing it to a browser's socket."
+    );
+    describe_histogram!(
+        "tidegate_publish_ack_seconds",
+        Unit::Seconds,
+        "From reading a publish of QoS 1 or 2 to the broker's confirmation."
+    );
     describe_gauge!("tidegate_outbox_deliveries", "Deliveries that wait for their browsers.");
-    describe_gauge!("tidegate_outbox_bytes", Unit::Bytes, "Memory of the deliveries that wait for their browsers, roughly.");
-    describe_counter!("tidegate_deliveries_dropped_total", "Deliveries of QoS 0 that were dropped because their browser read nothing.");
-    describe_counter!("tidegate_deliveries_withheld_total", "Messages left to another connection of the same client identifier, which subscribed to them.");
+    describe_gauge!(
+        "tidegate_outbox_bytes",
+        Unit::Bytes,
+        "Memory of the deliveries that wait for their browsers, roughly."
+    );
+    describe_counter!(
+        "tidegate_deliveries_dropped_total",
+        "Deliveries of QoS 0 that were dropped because their browser read nothing."
+    );
+    describe_counter!(
+        "tidegate_deliveries_withheld_total",
+        "Messages left to another connection of the same client identifier, which subscribed to them."
+    );
     describe_gauge!("tidegate_broker_links", "Broker links of sessions, by state.");
     describe_counter!("tidegate_broker_reconnects_total", "Broker links that were lost and restored.");
     describe_gauge!("tidegate_broker_reachable", "Whether the broker can be reached: 1 or 0.");

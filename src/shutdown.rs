@@ -17,8 +17,6 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            deadline: Duration::from_secs(10),
-        }
+        Self { deadline: Duration::from_secs(10) }
     }
 }

@@ -105,8 +105,7 @@ impl Visitor<'_> for Address {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<SocketAddr, E> {
-        text.parse()
-            .map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+        text.parse().map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
     }
 }
 
@@ -169,58 +168,33 @@ mod tests {
             ("\"30\"", None),
             ("true", None),
         ] {
-            assert_eq!(
-                seconds::deserialize(parsed(written)).ok(),
-                expected,
-                "{written}"
-            );
+            assert_eq!(seconds::deserialize(parsed(written)).ok(), expected, "{written}");
         }
     }
 
     #[test]
     fn a_duration_is_read_as_it_was_written() {
         for duration in [Duration::from_secs(30), Duration::from_millis(250)] {
-            let written = seconds::serialize(
-                &duration,
-                toml::ser::ValueSerializer::new(&mut String::new()),
-            )
-            .map(|value| value.to_string());
-            assert_eq!(
-                seconds::deserialize(parsed(&written.unwrap())).unwrap(),
-                duration
-            );
+            let written = seconds::serialize(&duration, toml::ser::ValueSerializer::new(&mut String::new()))
+                .map(|value| value.to_string());
+            assert_eq!(seconds::deserialize(parsed(&written.unwrap())).unwrap(), duration);
         }
     }
 
     #[test]
     fn a_count_says_how_far_it_goes() {
-        let refusal = count::<_, NonZeroU16>(parsed("65536"))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            refusal.contains("a whole number from 1 to 65535"),
-            "{refusal}"
-        );
+        let refusal = count::<_, NonZeroU16>(parsed("65536")).unwrap_err().to_string();
+        assert!(refusal.contains("a whole number from 1 to 65535"), "{refusal}");
         for wrong in ["0", "-1", "1.5", "\"many\""] {
-            let refusal = count::<_, NonZeroUsize>(parsed(wrong))
-                .unwrap_err()
-                .to_string();
-            assert!(
-                refusal.contains("a whole number, at least 1"),
-                "{wrong}: {refusal}"
-            );
+            let refusal = count::<_, NonZeroUsize>(parsed(wrong)).unwrap_err().to_string();
+            assert!(refusal.contains("a whole number, at least 1"), "{wrong}: {refusal}");
         }
-        assert_eq!(
-            count::<_, NonZeroU16>(parsed("65535")).unwrap(),
-            NonZeroU16::MAX
-        );
+        assert_eq!(count::<_, NonZeroU16>(parsed("65535")).unwrap(), NonZeroU16::MAX);
     }
 
     #[test]
     fn a_refused_secret_is_not_repeated() {
-        let refusal = secret::deserialize(parsed("31415"))
-            .unwrap_err()
-            .to_string();
+        let refusal = secret::deserialize(parsed("31415")).unwrap_err().to_string();
         assert!(!refusal.contains("31415"), "{refusal}");
     }
 }

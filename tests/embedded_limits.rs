@@ -17,10 +17,9 @@ use bytes::{Bytes, BytesMut};
 use rumqttc::v5::mqttbytes::{
     Error, QoS,
     v5::{
-        ConnAck, Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode,
-        Filter, LastWill, LastWillProperties, Packet, PingReq, PubAck, PubAckReason, PubComp,
-        PubRec, PubRel, Publish, PublishProperties, RetainForwardRule, Subscribe,
-        SubscribeProperties, SubscribeReasonCode, Unsubscribe,
+        ConnAck, Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Filter, LastWill,
+        LastWillProperties, Packet, PingReq, PubAck, PubAckReason, PubComp, PubRec, PubRel, Publish, PublishProperties,
+        RetainForwardRule, Subscribe, SubscribeProperties, SubscribeReasonCode, Unsubscribe,
     },
 };
 use tidegate::broker::embedded::{Embedded, MAX_PACKET, MAX_RETAINED};
@@ -77,9 +76,7 @@ async fn a_filter_and_later_levels_may_start_with_a_non_ascii_character() {
     let mut alice = join(&broker, "alice").await;
     alice.subscribe("Öfen/+", QoS::AtMostOnce).await;
     alice.subscribe("haus/Öfen/+", QoS::AtMostOnce).await;
-    alice
-        .send(publish("haus/Öfen/1", QoS::AtMostOnce, "hot"))
-        .await;
+    alice.send(publish("haus/Öfen/1", QoS::AtMostOnce, "hot")).await;
     assert_eq!(alice.delivery().await.topic, "haus/Öfen/1");
     broker.probe().await.expect("alive");
 }
@@ -98,9 +95,8 @@ async fn a_disconnect_behind_199_queued_deliveries_kills_rumqttd() {
             alice.send(publish("attic/1", QoS::AtMostOnce, "21")).await;
         }
         alice.ping().await;
-        let mut bob = dial(broker.address()).await;
-        bob.send_all(&[lasting.packet(), Packet::Disconnect(normal_disconnect())])
-            .await;
+        let mut bob = dial(broker.link_address()).await;
+        bob.send_all(&[lasting.packet(), Packet::Disconnect(normal_disconnect())]).await;
         bob.read_to_end().await;
         if broker.probe().await.is_err() {
             return;
@@ -141,7 +137,7 @@ async fn a_client_id_with_a_slash_plus_hash_or_dollar_kills_rumqttd_when_it_come
     for id in ["a/b", "a+b", "a#b", "a$b"] {
         let broker = start();
         for _ in 0..2 {
-            let mut odd = dial(broker.address()).await;
+            let mut odd = dial(broker.link_address()).await;
             odd.send(Session::named(id).packet()).await;
             odd.expect_end().await;
         }
@@ -154,18 +150,11 @@ async fn a_client_that_sends_connack_and_comes_again_kills_rumqttd() {
     let broker = start();
     let mut alice = join(&broker, "alice").await;
     alice
-        .send(Packet::ConnAck(ConnAck {
-            session_present: false,
-            code: ConnectReturnCode::Success,
-            properties: None,
-        }))
+        .send(Packet::ConnAck(ConnAck { session_present: false, code: ConnectReturnCode::Success, properties: None }))
         .await;
     alice.expect_end().await;
     broker.probe().await.expect("alive until alice is back");
-    dial(broker.address())
-        .await
-        .send(Session::named("alice").packet())
-        .await;
+    dial(broker.link_address()).await.send(Session::named("alice").packet()).await;
     assert_dead(&broker).await;
 }
 
@@ -173,7 +162,7 @@ async fn a_client_that_sends_connack_and_comes_again_kills_rumqttd() {
 async fn a_connection_reset_before_connack_kills_rumqttd_when_the_client_comes_again() {
     let broker = start();
     for _ in 0..1000 {
-        let mut bob = dial(broker.address()).await;
+        let mut bob = dial(broker.link_address()).await;
         bob.send(Session::named("bob").packet()).await;
         bob.stream.set_zero_linger().expect("a socket option");
         drop(bob);
@@ -188,7 +177,7 @@ async fn a_connection_reset_before_connack_kills_rumqttd_when_the_client_comes_a
 async fn closing_before_connack_does_no_harm() {
     let broker = start();
     for _ in 0..300 {
-        let mut bob = dial(broker.address()).await;
+        let mut bob = dial(broker.link_address()).await;
         bob.send(Session::named("bob").packet()).await;
     }
     broker.probe().await.expect("alive");
@@ -200,11 +189,7 @@ async fn a_client_that_comes_again_before_rumqttd_saw_it_go_may_be_cut_off() {
     for _ in 0..5000 {
         let mut bob = join(&broker, "bob").await;
         bob.send(Packet::PingReq(PingReq)).await;
-        if timeout(LONG, bob.receive())
-            .await
-            .expect("in time")
-            .is_none()
-        {
+        if timeout(LONG, bob.receive()).await.expect("in time").is_none() {
             return;
         }
     }
@@ -266,9 +251,7 @@ async fn rumqttd_tells_no_limits_but_its_topic_alias_maximum() {
 async fn rumqttd_gives_an_id_to_a_client_without_one() {
     let broker = start();
     let (_, connack) = Session::named("").connect(&broker).await;
-    let id = connack
-        .properties
-        .and_then(|told| told.assigned_client_identifier);
+    let id = connack.properties.and_then(|told| told.assigned_client_identifier);
     assert!(id.expect("an id").starts_with("rumqtt-"));
 }
 
@@ -284,7 +267,7 @@ async fn rumqttd_cuts_off_a_client_without_keep_alive() {
     let broker = start();
     let mut session = Session::named("alice");
     session.connect.keep_alive = 0;
-    let mut alice = dial(broker.address()).await;
+    let mut alice = dial(broker.link_address()).await;
     alice.send(session.packet()).await;
     alice.expect_end().await;
 }
@@ -292,12 +275,10 @@ async fn rumqttd_cuts_off_a_client_without_keep_alive() {
 #[tokio::test]
 async fn rumqttd_admits_everybody() {
     let broker = start();
-    let mut stream = dial(broker.address()).await;
+    let mut stream = dial(broker.link_address()).await;
     let session = Session::named("alice");
     let login = rumqttc::v5::mqttbytes::v5::Login::new("nobody", "wrong");
-    stream
-        .send(Packet::Connect(session.connect, None, Some(login)))
-        .await;
+    stream.send(Packet::Connect(session.connect, None, Some(login))).await;
     assert_eq!(stream.connack().await.code, ConnectReturnCode::Success);
 }
 
@@ -308,14 +289,10 @@ async fn rumqttd_cuts_off_a_client_that_sends_too_large_a_packet() {
     alice.subscribe("large", QoS::AtMostOnce).await;
     let overhead = 2 + "large".len() + 1;
     let largest = "x".repeat(MAX_PACKET - overhead);
-    alice
-        .send(publish("large", QoS::AtMostOnce, largest.clone()))
-        .await;
+    alice.send(publish("large", QoS::AtMostOnce, largest.clone())).await;
     assert_eq!(alice.delivery().await.payload.len(), largest.len());
 
-    alice
-        .send(publish("large", QoS::AtMostOnce, largest + "x"))
-        .await;
+    alice.send(publish("large", QoS::AtMostOnce, largest + "x")).await;
     alice.expect_end().await;
 }
 
@@ -335,9 +312,7 @@ async fn a_takeover_of_a_client_that_does_not_read_cuts_off_the_new_one_too() {
     first.subscribe("attic/#", QoS::AtMostOnce).await;
     for _ in 0..400 {
         let payload = "x".repeat(60_000);
-        alice
-            .send(publish("attic/1", QoS::AtMostOnce, payload))
-            .await;
+        alice.send(publish("attic/1", QoS::AtMostOnce, payload)).await;
     }
     alice.ping().await;
     let mut second = join(&broker, "bob").await;
@@ -351,12 +326,7 @@ async fn a_takeover_of_a_client_that_does_not_read_cuts_off_the_new_one_too() {
 #[tokio::test]
 async fn rumqttd_ends_a_session_begun_with_clean_start_whatever_its_expiry() {
     let broker = start();
-    Session::named("alice")
-        .expiry(3600)
-        .open(&broker)
-        .await
-        .leave()
-        .await;
+    Session::named("alice").expiry(3600).open(&broker).await.leave().await;
     let back = Session::named("alice").lasting().expiry(3600);
     assert!(!back.connect(&broker).await.1.session_present);
 }
@@ -404,10 +374,7 @@ async fn rumqttd_redelivers_without_dup_and_under_new_packet_ids() {
 
     let mut bob = lasting.open(&broker).await;
     let again = bob.delivery().await;
-    assert_eq!(
-        (again.payload.as_ref(), again.pkid, again.dup),
-        (&b"b"[..], 1, false)
-    );
+    assert_eq!((again.payload.as_ref(), again.pkid, again.dup), (&b"b"[..], 1, false));
 }
 
 #[tokio::test]
@@ -529,8 +496,7 @@ async fn rumqttd_forgets_subscription_identifiers_when_a_session_is_resumed() {
 }
 
 #[tokio::test]
-async fn rumqttd_does_not_unsubscribe_a_filter_of_a_resumed_session_before_it_is_subscribed_again()
-{
+async fn rumqttd_does_not_unsubscribe_a_filter_of_a_resumed_session_before_it_is_subscribed_again() {
     let broker = start();
     let mut alice = join(&broker, "alice").await;
     let lasting = Session::named("bob").lasting();
@@ -692,9 +658,7 @@ async fn rumqttd_deals_messages_to_a_group_in_turn() {
     let mut alice = join(&broker, "alice").await;
     let mut members = [join(&broker, "bob").await, join(&broker, "carol").await];
     for member in &mut members {
-        member
-            .subscribe("$share/group/attic", QoS::AtMostOnce)
-            .await;
+        member.subscribe("$share/group/attic", QoS::AtMostOnce).await;
     }
     for _ in 0..10 {
         alice.publish("attic", "21").await;
@@ -714,9 +678,7 @@ async fn rumqttd_stalls_a_group_when_one_member_stops_confirming() {
     let mut bob = join(&broker, "bob").await;
     let mut carol = join(&broker, "carol").await;
     for member in [&mut bob, &mut carol] {
-        member
-            .subscribe("$share/group/attic", QoS::AtLeastOnce)
-            .await;
+        member.subscribe("$share/group/attic", QoS::AtLeastOnce).await;
     }
     for _ in 0..300 {
         alice.publish("attic", "21").await;
@@ -801,10 +763,7 @@ async fn rumqttd_lets_retained_messages_expire_too_early_when_they_are_read_ofte
         unreachable!("publish() makes one");
     };
     message.retain = true;
-    message.properties = Some(PublishProperties {
-        message_expiry_interval: Some(6),
-        ..PublishProperties::default()
-    });
+    message.properties = Some(PublishProperties { message_expiry_interval: Some(6), ..PublishProperties::default() });
     alice.send(Packet::Publish(message)).await;
     assert!(matches!(alice.next().await, Packet::PubAck(_)));
     // Each read takes the whole age off again: 6, then 6 - 1, then 5 - 2, then 3 - 3.
@@ -817,12 +776,7 @@ async fn rumqttd_lets_retained_messages_expire_too_early_when_they_are_read_ofte
         reader.send(subscribe("attic", QoS::AtMostOnce)).await;
         reader.suback().await;
         if let Some(Packet::Publish(publish)) = reader.within(Duration::from_millis(100)).await {
-            left.extend(
-                publish
-                    .properties
-                    .expect("properties")
-                    .message_expiry_interval,
-            );
+            left.extend(publish.properties.expect("properties").message_expiry_interval);
         }
         reader.leave().await;
     }
@@ -842,11 +796,7 @@ async fn rumqttd_passes_properties_on() {
         topic_alias: None,
         response_topic: Some("answers".into()),
         correlation_data: Some(Bytes::from_static(b"\0\xff")),
-        user_properties: vec![
-            ("b".into(), "1".into()),
-            ("a".into(), "2".into()),
-            ("b".into(), "3".into()),
-        ],
+        user_properties: vec![("b".into(), "1".into()), ("a".into(), "2".into()), ("b".into(), "3".into())],
         subscription_identifiers: vec![],
         content_type: Some("text/plain".into()),
     };
@@ -868,10 +818,7 @@ async fn rumqttd_does_not_deliver_a_message_that_has_expired() {
     bob.subscribe("attic", QoS::AtLeastOnce).await;
     bob.leave().await;
     for seconds in [1, 60] {
-        let properties = PublishProperties {
-            message_expiry_interval: Some(seconds),
-            ..PublishProperties::default()
-        };
+        let properties = PublishProperties { message_expiry_interval: Some(seconds), ..PublishProperties::default() };
         let payload = seconds.to_string();
         let mut message = Publish::new("attic", QoS::AtLeastOnce, payload, Some(properties));
         message.pkid = PKID;
@@ -919,9 +866,7 @@ async fn rumqttd_ignores_the_maximum_packet_size_of_a_client() {
     session.properties.max_packet_size = Some(100);
     let mut alice = session.open(&broker).await;
     alice.subscribe("attic", QoS::AtMostOnce).await;
-    alice
-        .send(publish("attic", QoS::AtMostOnce, "x".repeat(1000)))
-        .await;
+    alice.send(publish("attic", QoS::AtMostOnce, "x".repeat(1000))).await;
     assert_eq!(alice.delivery().await.payload.len(), 1000);
 }
 
@@ -1001,10 +946,7 @@ async fn rumqttd_waits_for_the_will_delay_and_a_resume_cancels_it() {
     let broker = start();
     let mut watcher = join(&broker, "watcher").await;
     watcher.subscribe("wills/#", QoS::AtMostOnce).await;
-    let session = Session::named("bob")
-        .lasting()
-        .expiry(60)
-        .will("wills/bob", "gone", 1);
+    let session = Session::named("bob").lasting().expiry(60).will("wills/bob", "gone", 1);
     session.open(&broker).await.leave().await;
     watcher.expect_nothing().await;
     assert_eq!(watcher.delivery().await.payload, "gone");
@@ -1129,12 +1071,7 @@ struct Session {
 impl Session {
     fn named(id: &str) -> Session {
         Session {
-            connect: Connect {
-                keep_alive: 60,
-                client_id: id.to_owned(),
-                clean_start: true,
-                properties: None,
-            },
+            connect: Connect { keep_alive: 60, client_id: id.to_owned(), clean_start: true, properties: None },
             properties: ConnectProperties::new(),
             will: None,
         }
@@ -1170,15 +1107,12 @@ impl Session {
     }
 
     fn packet(&self) -> Packet {
-        let connect = Connect {
-            properties: Some(self.properties.clone()),
-            ..self.connect.clone()
-        };
+        let connect = Connect { properties: Some(self.properties.clone()), ..self.connect.clone() };
         Packet::Connect(connect, self.will.clone(), None)
     }
 
     async fn connect(&self, broker: &Embedded) -> (Client, ConnAck) {
-        let mut client = dial(broker.address()).await;
+        let mut client = dial(broker.link_address()).await;
         client.send(self.packet()).await;
         let connack = client.connack().await;
         (client, connack)
@@ -1198,10 +1132,7 @@ struct Client {
 }
 
 async fn dial(address: SocketAddr) -> Client {
-    Client {
-        stream: TcpStream::connect(address).await.expect("a listener"),
-        read: BytesMut::new(),
-    }
+    Client { stream: TcpStream::connect(address).await.expect("a listener"), read: BytesMut::new() }
 }
 
 /// A message as it arrived.
@@ -1283,10 +1214,7 @@ impl Client {
             retain: publish.retain,
             dup: publish.dup,
             pkid: publish.pkid,
-            identifiers: publish
-                .properties
-                .map(|properties| properties.subscription_identifiers)
-                .unwrap_or_default(),
+            identifiers: publish.properties.map(|properties| properties.subscription_identifiers).unwrap_or_default(),
         }
     }
 
@@ -1378,19 +1306,12 @@ fn subscribe(filter: &str, qos: QoS) -> Packet {
 }
 
 fn identified(filter: &str, identifier: usize) -> Packet {
-    let properties = SubscribeProperties {
-        id: Some(identifier),
-        user_properties: vec![],
-    };
+    let properties = SubscribeProperties { id: Some(identifier), user_properties: vec![] };
     subscribe_packet(Filter::new(filter, QoS::AtMostOnce), Some(properties))
 }
 
 fn subscribe_packet(filter: Filter, properties: Option<SubscribeProperties>) -> Packet {
-    Packet::Subscribe(Subscribe {
-        pkid: PKID,
-        filters: vec![filter],
-        properties,
-    })
+    Packet::Subscribe(Subscribe { pkid: PKID, filters: vec![filter], properties })
 }
 
 fn unsubscribe(filters: &[&str]) -> Packet {

@@ -94,28 +94,16 @@ impl Config {
     pub fn check(&self) -> Result<(), String> {
         let shown = self.client_certificate_file.is_some();
         if shown && self.client_key.is_none() {
-            return Err(
-                "broker.client_certificate_file needs its key: set broker.client_key_file"
-                    .to_owned(),
-            );
+            return Err("broker.client_certificate_file needs its key: set broker.client_key_file".to_owned());
         }
         if !shown && self.client_key.is_some() {
-            return Err(
-                "broker.client_key needs its certificate: set broker.client_certificate_file"
-                    .to_owned(),
-            );
+            return Err("broker.client_key needs its certificate: set broker.client_certificate_file".to_owned());
         }
         // The embedded broker is asked for none of this. To a broker elsewhere, whoever names certificates means TLS.
         match self.url {
             BrokerUrl::Mqtt { tls: false, .. } if shown || self.ca_file.is_some() => {
-                let setting = if shown {
-                    "client_certificate_file"
-                } else {
-                    "ca_file"
-                };
-                Err(format!(
-                    "broker.{setting} has no use without TLS: write broker.url as mqtts://…"
-                ))
+                let setting = if shown { "client_certificate_file" } else { "ca_file" };
+                Err(format!("broker.{setting} has no use without TLS: write broker.url as mqtts://…"))
             }
             BrokerUrl::Mqtt { .. } | BrokerUrl::Embedded { .. } => Ok(()),
         }
@@ -165,9 +153,7 @@ pub enum BrokerUrlError {
     )]
     UnknownScheme,
     /// `user:password@` before the host.
-    #[error(
-        "a user name and password don't belong in the URL: set `username` and `password_file` of [broker] instead"
-    )]
+    #[error("a user name and password don't belong in the URL: set `username` and `password_file` of [broker] instead")]
     Credentials,
     /// What follows the scheme is no host and port.
     #[error("this is not a host with a port ({0}): use `mqtt://HOST[:PORT]`")]
@@ -179,18 +165,13 @@ pub enum BrokerUrlError {
     #[error("a broker has no port 0: leave the port out for 1883, or with TLS 8883")]
     PortZero,
     /// The embedded broker, where others could reach it.
-    #[error(
-        "the embedded broker lets everybody in, so it listens on loopback only: use `embedded://127.0.0.1:PORT`"
-    )]
+    #[error("the embedded broker lets everybody in, so it listens on loopback only: use `embedded://127.0.0.1:PORT`")]
     NotLoopback,
 }
 
 impl Default for BrokerUrl {
     fn default() -> Self {
-        Self::Embedded {
-            address: (Ipv4Addr::LOCALHOST, 1883).into(),
-            fall_back: true,
-        }
+        Self::Embedded { address: (Ipv4Addr::LOCALHOST, 1883).into(), fall_back: true }
     }
 }
 
@@ -201,9 +182,7 @@ impl FromStr for BrokerUrl {
         if text == "embedded" {
             return Ok(Self::default());
         }
-        let (scheme, rest) = text
-            .split_once("://")
-            .ok_or(BrokerUrlError::UnknownScheme)?;
+        let (scheme, rest) = text.split_once("://").ok_or(BrokerUrlError::UnknownScheme)?;
         if rest.contains('@') {
             return Err(BrokerUrlError::Credentials);
         }
@@ -219,10 +198,7 @@ impl FromStr for BrokerUrl {
                 if !ip.is_loopback() {
                     return Err(BrokerUrlError::NotLoopback);
                 }
-                Ok(Self::Embedded {
-                    address: (ip, port.unwrap_or(1883)).into(),
-                    fall_back: false,
-                })
+                Ok(Self::Embedded { address: (ip, port.unwrap_or(1883)).into(), fall_back: false })
             }
             "mqtt" => Self::elsewhere(host_and_port(text)?, 1883, false),
             "mqtts" => Self::elsewhere(host_and_port(text)?, 8883, true),
@@ -232,11 +208,7 @@ impl FromStr for BrokerUrl {
 }
 
 impl BrokerUrl {
-    fn elsewhere(
-        (host, port): (Host, Option<u16>),
-        default_port: u16,
-        tls: bool,
-    ) -> Result<Self, BrokerUrlError> {
+    fn elsewhere((host, port): (Host, Option<u16>), default_port: u16, tls: bool) -> Result<Self, BrokerUrlError> {
         let host = match host {
             Host::Domain(name) => name,
             Host::Ipv4(ip) => ip.to_string(),
@@ -262,13 +234,8 @@ fn host_and_port(text: &str) -> Result<(Host, Option<u16>), BrokerUrlError> {
 impl fmt::Display for BrokerUrl {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Embedded {
-                fall_back: true, ..
-            } => f.write_str("embedded"),
-            Self::Embedded {
-                address,
-                fall_back: false,
-            } => write!(f, "embedded://{address}"),
+            Self::Embedded { fall_back: true, .. } => f.write_str("embedded"),
+            Self::Embedded { address, fall_back: false } => write!(f, "embedded://{address}"),
             Self::Mqtt { host, port, tls } => {
                 let scheme = if *tls { "mqtts" } else { "mqtt" };
                 match host.contains(':') {
@@ -300,25 +267,12 @@ mod tests {
 
     #[test]
     fn a_broker_url_says_where_and_how() {
-        let embedded = |address: &str, fall_back| BrokerUrl::Embedded {
-            address: address.parse().unwrap(),
-            fall_back,
-        };
-        let mqtt = |host: &str, port, tls| BrokerUrl::Mqtt {
-            host: host.to_owned(),
-            port,
-            tls,
-        };
+        let embedded = |address: &str, fall_back| BrokerUrl::Embedded { address: address.parse().unwrap(), fall_back };
+        let mqtt = |host: &str, port, tls| BrokerUrl::Mqtt { host: host.to_owned(), port, tls };
         for (text, expected) in [
             ("embedded", embedded("127.0.0.1:1883", true)),
-            (
-                "embedded://127.0.0.1:1884",
-                embedded("127.0.0.1:1884", false),
-            ),
-            (
-                "embedded://localhost:1884",
-                embedded("127.0.0.1:1884", false),
-            ),
+            ("embedded://127.0.0.1:1884", embedded("127.0.0.1:1884", false)),
+            ("embedded://localhost:1884", embedded("127.0.0.1:1884", false)),
             ("embedded://127.0.0.1", embedded("127.0.0.1:1883", false)),
             ("embedded://127.0.0.1:0", embedded("127.0.0.1:0", false)),
             ("embedded://[::1]:1884", embedded("[::1]:1884", false)),
@@ -327,18 +281,11 @@ mod tests {
             ("MQTTS://Broker.Example", mqtt("broker.example", 8883, true)),
             ("mqtts://10.0.0.7:443", mqtt("10.0.0.7", 443, true)),
             ("mqtt://[fd00::7]", mqtt("fd00::7", 1883, false)),
-            (
-                "mqtt://bücher.example",
-                mqtt("xn--bcher-kva.example", 1883, false),
-            ),
+            ("mqtt://bücher.example", mqtt("xn--bcher-kva.example", 1883, false)),
         ] {
             let url = text.parse::<BrokerUrl>();
             assert_eq!(url.as_ref(), Ok(&expected), "{text}");
-            assert_eq!(
-                url.unwrap().to_string().parse(),
-                Ok(expected),
-                "{text}, written and read again"
-            );
+            assert_eq!(url.unwrap().to_string().parse(), Ok(expected), "{text}, written and read again");
         }
     }
 
@@ -356,14 +303,8 @@ mod tests {
             ("mqtt://mosquitto:0", "no port 0"),
             ("mqtt://mosquitto/site", "leave out the path"),
             ("mqtt://mosquitto?v=5", "leave out the path"),
-            (
-                "mqtt://ann:hunter2@mosquitto",
-                "`username` and `password_file`",
-            ),
-            (
-                "mqtt://ann:hunter/2@mosquitto",
-                "`username` and `password_file`",
-            ),
+            ("mqtt://ann:hunter2@mosquitto", "`username` and `password_file`"),
+            ("mqtt://ann:hunter/2@mosquitto", "`username` and `password_file`"),
             ("embedded://0.0.0.0:1883", "loopback only"),
             ("embedded://192.168.0.7:1883", "loopback only"),
             ("embedded://example.com:1883", "loopback only"),
@@ -385,22 +326,10 @@ mod tests {
             ..Config::default()
         };
         for (config, excerpt) in [
-            (
-                config("mqtts://b", certificate(), None),
-                "set broker.client_key_file",
-            ),
-            (
-                config("mqtts://b", None, key()),
-                "set broker.client_certificate_file",
-            ),
+            (config("mqtts://b", certificate(), None), "set broker.client_key_file"),
+            (config("mqtts://b", None, key()), "set broker.client_certificate_file"),
             (config("mqtt://b", certificate(), key()), "mqtts://"),
-            (
-                Config {
-                    ca_file: certificate(),
-                    ..config("mqtt://b", None, None)
-                },
-                "broker.ca_file",
-            ),
+            (Config { ca_file: certificate(), ..config("mqtt://b", None, None) }, "broker.ca_file"),
         ] {
             let refusal = config.check().expect_err(excerpt);
             assert!(refusal.contains(excerpt), "{refusal}");

@@ -87,15 +87,22 @@ impl Connection {
     /// Introduces the client over a stream that is there.
     pub async fn over(stream: Box<dyn Stream>, connect: &Connect<'_>) -> Result<(Connection, Connack), Lost> {
         let max_packet = connect.maximum_packet_size as usize;
-        let mut connection =
-            Connection { stream, inbound: BytesMut::new(), read_size: FIRST_READ, max_packet, outbound: BytesMut::new() };
+        let mut connection = Connection {
+            stream,
+            inbound: BytesMut::new(),
+            read_size: FIRST_READ,
+            max_packet,
+            outbound: BytesMut::new(),
+        };
         connect.write(&mut connection.outbound);
         loop {
             connection.turn(true).await?;
             match connection.next_packet()? {
                 None => {}
                 Some(Packet::Connack(connack)) if connack.reason.is_success() => return Ok((connection, connack)),
-                Some(Packet::Connack(connack)) => return Err(Lost::Refused { reason: connack.reason, text: connack.reason_string }),
+                Some(Packet::Connack(connack)) => {
+                    return Err(Lost::Refused { reason: connack.reason, text: connack.reason_string });
+                }
                 Some(Packet::Disconnect(reason)) => return Err(Lost::Refused { reason, text: None }),
                 Some(_) => return Err(Lost::Malformed(Malformed::PacketType(0))),
             }

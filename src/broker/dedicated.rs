@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::{Setup, rules};
 use super::connection::{Connection, Lost, Turn};
 use super::link::{Abilities, Command, Downlink, Event, Handle, Opening, Ready};
+use super::{Setup, rules};
 use crate::delivery::{Delivery, Route, Subscriptions, Target, subscription_id};
 use crate::metrics::{self, LinkState};
 use crate::mqtt::inflight::{Arrival, Confirmation, Due, Incoming, Outcome, Outgoing, Request, RequestId};
@@ -122,10 +122,19 @@ struct Clock {
 }
 
 impl Dedicated {
-    fn new(setup: Arc<Setup>, opening: Opening, downlink: Arc<Downlink>, commands: mpsc::Receiver<Command>) -> Dedicated {
+    fn new(
+        setup: Arc<Setup>,
+        opening: Opening,
+        downlink: Arc<Downlink>,
+        commands: mpsc::Receiver<Command>,
+    ) -> Dedicated {
         let opened = vec![None; opening.subscriptions.len()];
         Dedicated {
-            client_id: if setup.is_embedded() { rules::client_id(&opening.client_id) } else { opening.client_id.clone() },
+            client_id: if setup.is_embedded() {
+                rules::client_id(&opening.client_id)
+            } else {
+                opening.client_id.clone()
+            },
             setup,
             opening,
             downlink,
@@ -169,7 +178,8 @@ impl Dedicated {
                 Ok(connection) => return Some(connection),
                 Err(lost) if lost.is_final() => {
                     warn!(%lost, "the broker does not take the session");
-                    let refusal = Refusal::new(crate::wire::Code::BrokerRejected, format!("Not taken by the broker: {lost}."));
+                    let refusal =
+                        Refusal::new(crate::wire::Code::BrokerRejected, format!("Not taken by the broker: {lost}."));
                     self.downlink.tell(Event::Ended(Close::NoBroker, Some(refusal)));
                     return None;
                 }
@@ -201,12 +211,16 @@ impl Dedicated {
 
     fn is_done_offline(&self) -> bool {
         let Some(end) = &self.end else { return false };
-        Instant::now() >= end.until || (self.outgoing.is_empty() && !self.owes_goodbye(end)) || !self.is_connected_once()
+        Instant::now() >= end.until
+            || (self.outgoing.is_empty() && !self.owes_goodbye(end))
+            || !self.is_connected_once()
     }
 
     /// The broker would publish the will of this session, and must be told not to.
     fn owes_goodbye(&self, end: &End) -> bool {
-        self.opening.will.is_some() && !self.setup.is_embedded() && (!end.close.fires_will() || end.stage == Stage::Will)
+        self.opening.will.is_some()
+            && !self.setup.is_embedded()
+            && (!end.close.fires_will() || end.stage == Stage::Will)
     }
 
     fn offline_deadline(&self) -> Option<Instant> {
@@ -218,7 +232,9 @@ impl Dedicated {
     async fn online(&mut self, mut connection: Connection, connack: Connack) -> Option<Lost> {
         let connected = Instant::now();
         let mut clock = Clock {
-            keep_alive: connack.server_keep_alive.map_or(self.setup.config.keep_alive, |seconds| Duration::from_secs(seconds.into())),
+            keep_alive: connack
+                .server_keep_alive
+                .map_or(self.setup.config.keep_alive, |seconds| Duration::from_secs(seconds.into())),
             last_write: connected,
             pinged: None,
             stuck_since: None,
@@ -236,7 +252,8 @@ impl Dedicated {
         }
         self.outgoing.on_link_down();
         self.incoming.on_link_down();
-        let quick = is_reconnect && connected.elapsed() < TAKEOVER_WINDOW && matches!(lost, Some(Lost::Closed | Lost::Io(_)));
+        let quick =
+            is_reconnect && connected.elapsed() < TAKEOVER_WINDOW && matches!(lost, Some(Lost::Closed | Lost::Io(_)));
         self.quick_losses = if quick { self.quick_losses + 1 } else { 0 };
         lost
     }
@@ -321,7 +338,12 @@ impl Dedicated {
                 if session_present {
                     self.subscriptions.resume(self.opening.ack);
                 }
-                self.ready = Some(Ready { client_id: self.opening.client_id.clone(), session_present, subscriptions: Vec::new(), abilities });
+                self.ready = Some(Ready {
+                    client_id: self.opening.client_id.clone(),
+                    session_present,
+                    subscriptions: Vec::new(),
+                    abilities,
+                });
                 self.subscribe_opening(session_present);
                 self.tell_if_ready();
             }
@@ -390,11 +412,14 @@ impl Dedicated {
     }
 
     fn ask_subscribe(&mut self, origin: Origin) {
-        let (Origin::Subscribe(_, subscription) | Origin::Opening(_, subscription) | Origin::Restore(subscription)) = &origin else {
+        let (Origin::Subscribe(_, subscription) | Origin::Opening(_, subscription) | Origin::Restore(subscription)) =
+            &origin
+        else {
             unreachable!("only these subscribe")
         };
         let filter = subscription.filter.clone();
-        let request = Request::Subscribe { subscription_id: subscription_id(&filter), options: subscription.options, filter };
+        let request =
+            Request::Subscribe { subscription_id: subscription_id(&filter), options: subscription.options, filter };
         self.ask(request, origin);
     }
 
@@ -413,7 +438,9 @@ impl Dedicated {
     fn on_publish_command(&mut self, id: RequestId, message: Message, connection: Option<&mut Connection>) {
         let refusal = match (self.judge(&message), &connection) {
             (Err(refusal), _) => refusal,
-            (Ok(()), None) if message.qos == Qos::AtMostOnce || self.outgoing.waiting() >= self.setup.config.max_waiting.get() => {
+            (Ok(()), None)
+                if message.qos == Qos::AtMostOnce || self.outgoing.waiting() >= self.setup.config.max_waiting.get() =>
+            {
                 Refusal::broker_unavailable()
             }
             (Ok(()), Some(_)) | (Ok(()), None) => {
@@ -504,7 +531,9 @@ impl Dedicated {
                     let subscription_id = with_ids.then_some(*subscription_id);
                     packet::write_subscribe(out, id, subscription_id, filter.as_str(), *options);
                 }
-                Due::Request(id, Request::Unsubscribe(filter), _) => packet::write_unsubscribe(out, id, filter.as_str()),
+                Due::Request(id, Request::Unsubscribe(filter), _) => {
+                    packet::write_unsubscribe(out, id, filter.as_str())
+                }
             }
         }
     }
@@ -670,11 +699,15 @@ impl Dedicated {
             let overdue = self.outgoing.is_in_flight(id);
             let Some(origin) = self.origins.get(&id) else { continue };
             match (origin, result) {
-                (Origin::Publish(request), Err(refusal)) if overdue => self.downlink.tell(Event::Overdue(*request, refusal)),
+                (Origin::Publish(request), Err(refusal)) if overdue => {
+                    self.downlink.tell(Event::Overdue(*request, refusal))
+                }
                 (Origin::Publish(request) | Origin::Unsubscribe(request), result) => {
                     self.downlink.tell(Event::Answered(*request, result));
                 }
-                (Origin::Subscribe(request, _), Err(refusal)) => self.downlink.tell(Event::Subscribed(*request, Err(refusal))),
+                (Origin::Subscribe(request, _), Err(refusal)) => {
+                    self.downlink.tell(Event::Subscribed(*request, Err(refusal)))
+                }
                 (Origin::Opening(index, _), Err(refusal)) => {
                     let index = *index;
                     if let Some(opened) = self.opened.get_mut(index) {
@@ -774,9 +807,7 @@ impl Dedicated {
             let expiry = if self.opening.clean { 0 } else { self.opening.session_expiry };
             packet::write_disconnect(&mut connection.outbound, Some(expiry));
         }
-        let flush = async {
-            while !connection.outbound.is_empty() && connection.turn(false).await.is_ok() {}
-        };
+        let flush = async { while !connection.outbound.is_empty() && connection.turn(false).await.is_ok() {} };
         let _ = timeout(GOODBYE, flush).await;
         Ok(())
     }
@@ -814,7 +845,9 @@ async fn attempt(setup: Arc<Setup>, connecting: Connecting, delay: Duration) -> 
         will: connecting.will.as_ref().map(|will| packet::Will { message: &will.message, delay: will.delay }),
         ..setup.connect()
     };
-    timeout(setup.config.connect_timeout, Connection::open(&setup.target, &connect)).await.unwrap_or(Err(Lost::TimedOut))
+    timeout(setup.config.connect_timeout, Connection::open(&setup.target, &connect))
+        .await
+        .unwrap_or(Err(Lost::TimedOut))
 }
 
 /// Nothing before the first attempt, then a random time up to a bound that doubles.

@@ -1,5 +1,7 @@
 //! The broker inside the process: rumqttd on a loopback address, for when no other is configured.
 //!
+//! Devices reach it on one port in MQTT 3.1.1 and 5; rumqttd itself has a port for each, and the gateway's links go to the second.
+//!
 //! It is a broker to try things with. What it can't do, and what it must never be sent, is held by
 //! `tests/embedded_limits.rs`.
 
@@ -11,9 +13,9 @@ use std::{
     time::Duration,
 };
 
-use rumqttd::{
-    ConnectionSettings, LinkType, Router, RouterConfig, Server, ServerSettings, protocol::v5::V5,
-};
+use super::front;
+use rumqttd::protocol::{Protocol, v4::V4, v5::V5};
+use rumqttd::{ConnectionSettings, LinkType, Router, RouterConfig, Server, ServerSettings};
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -34,13 +36,14 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many ports are tried: another process may take a free one before we do.
 const ATTEMPTS: usize = 8;
 
-/// A running rumqttd, reached by MQTT 5 over TCP and nothing else.
+/// A running rumqttd, reached by MQTT over TCP and nothing else.
 ///
-/// Dropping it closes its port and its connections. The router's thread can't be told to end: it
+/// Dropping it closes its ports and its connections. The router's thread can't be told to end: it
 /// stays asleep, with what it stored, until the process does.
 #[derive(Debug)]
 pub struct Embedded {
     address: SocketAddr,
+    link_address: SocketAddr,
     runtime: Option<Runtime>,
     probes: AtomicU8,
 }
@@ -88,55 +91,40 @@ impl Embedded {
             return Err(EmbeddedError::NotLoopback(address));
         }
         let unavailable = |source| EmbeddedError::Unavailable { address, source };
-        let mut embedded = Embedded {
-            address: find_free(address, fall_back).map_err(unavailable)?,
-            runtime: Some(start_runtime().map_err(EmbeddedError::Threads)?),
-            probes: AtomicU8::new(0),
-        };
+        let door = bind(address, fall_back).map_err(unavailable)?;
+        let runtime = start_runtime().map_err(EmbeddedError::Threads)?;
         let router = Router::new(0, router()).spawn();
-        for attempt in 1.. {
-            let server = Server::new(listener(embedded.address), router.clone(), V5);
-            match embedded.serve(server) {
-                Ok(()) => break,
-                Err(source) if attempt == ATTEMPTS => return Err(unavailable(source)),
-                Err(_) => embedded.address = find_free(address, fall_back).map_err(unavailable)?,
-            }
-        }
-        Ok(embedded)
+        let private = SocketAddr::new(address.ip(), 0);
+        let v4 = serve(&runtime, private, |settings| Server::new(settings, router.clone(), V4)).map_err(unavailable)?;
+        let v5 = serve(&runtime, private, |settings| Server::new(settings, router.clone(), V5)).map_err(unavailable)?;
+        let address = door.local_addr().map_err(unavailable)?;
+        let door = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(door).map_err(unavailable)?
+        };
+        runtime.spawn(front::serve(door, v4, v5));
+        Ok(Embedded { address, link_address: v5, runtime: Some(runtime), probes: AtomicU8::new(0) })
     }
 
-    /// Where it listens.
+    /// Where devices find it.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where rumqttd itself takes MQTT 5.
+    pub fn link_address(&self) -> SocketAddr {
+        self.link_address
     }
 
     /// Tells whether the broker works, by a publish of a client of its own, within two seconds. A
     /// router or a listener that panicked shows nowhere else.
     pub async fn probe(&self) -> Result<(), ProbeError> {
-        let address = self.address;
+        let address = self.link_address;
         let number = self.probes.fetch_add(1, Ordering::Relaxed);
         match timeout(PROBE_TIMEOUT, publish(address, number)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(source)) => Err(ProbeError::Broken { address, source }),
             Err(_) => Err(ProbeError::Silent(address)),
-        }
-    }
-
-    /// The first poll binds the port: the server listens when it comes back pending.
-    fn serve(&self, mut server: Server<V5>) -> io::Result<()> {
-        let runtime = self.runtime.as_ref().expect("it is taken by drop alone");
-        let mut serving = Box::pin(async move { server.start(LinkType::Remote).await });
-        let _inside = runtime.enter();
-        match serving
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()))
-        {
-            Poll::Pending => {
-                runtime.spawn(serving);
-                Ok(())
-            }
-            Poll::Ready(Err(error)) => Err(io::Error::other(error.to_string())),
-            Poll::Ready(Ok(())) => Err(io::Error::other("it ended as soon as it began")),
         }
     }
 }
@@ -153,22 +141,41 @@ impl Drop for Embedded {
 /// worker: with two, a client that comes again can be admitted between the end of its old
 /// connection and the news of it, and then its third connection breaks the listener.
 fn start_runtime() -> io::Result<Runtime> {
-    Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("embedded-broker")
-        .enable_all()
-        .build()
+    Builder::new_multi_thread().worker_threads(1).thread_name("embedded-broker").enable_all().build()
 }
 
-/// A free port, the wanted one if it can be had.
-fn find_free(wanted: SocketAddr, fall_back: bool) -> io::Result<SocketAddr> {
-    match TcpListener::bind(wanted) {
-        Err(error) if fall_back && error.kind() == io::ErrorKind::AddrInUse => {
-            TcpListener::bind((wanted.ip(), 0))
-        }
+/// The wanted port, or where that will do, a free one.
+fn bind(wanted: SocketAddr, fall_back: bool) -> io::Result<TcpListener> {
+    let listener = match TcpListener::bind(wanted) {
+        Err(error) if fall_back && error.kind() == io::ErrorKind::AddrInUse => TcpListener::bind((wanted.ip(), 0)),
         bound => bound,
-    }?
-    .local_addr()
+    }?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Starts a listener of rumqttd's on a free port; which one it took is not told, so one is found and tried.
+fn serve<P: Protocol + Clone + Send + Sync + 'static>(
+    runtime: &Runtime,
+    private: SocketAddr,
+    server: impl Fn(ServerSettings) -> Server<P>,
+) -> io::Result<SocketAddr> {
+    for attempt in 1.. {
+        let address = bind(private, false)?.local_addr()?;
+        let mut server = server(listener(address));
+        let mut serving = Box::pin(async move { server.start(LinkType::Remote).await });
+        let _inside = runtime.enter();
+        // The first poll binds the port: the server listens when it comes back pending.
+        match serving.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => {
+                runtime.spawn(serving);
+                return Ok(address);
+            }
+            Poll::Ready(Err(error)) if attempt == ATTEMPTS => return Err(io::Error::other(error.to_string())),
+            Poll::Ready(_) => {}
+        }
+    }
+    unreachable!("the last attempt returns")
 }
 
 /// Each filter that was ever subscribed keeps a log of its own: 16 MiB of topics and payloads is
@@ -213,9 +220,7 @@ async fn publish(broker: SocketAddr, number: u8) -> io::Result<()> {
 
     let name = format!("{number:02x}");
     let mut stream = TcpStream::connect(broker).await?;
-    stream
-        .write_all(&[CONNECT, name.as_bytes(), PUBLISH].concat())
-        .await?;
+    stream.write_all(&[CONNECT, name.as_bytes(), PUBLISH].concat()).await?;
     match read_packet(&mut stream).await?.as_slice() {
         [0x20, _flags, SUCCESS, ..] => {}
         other => return Err(unexpected("CONNACK", other)),
@@ -287,11 +292,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_probe_does_not_wait_for_ever() {
         let mute = TcpListener::bind(ANY).expect("a free port");
-        let broker = Embedded {
-            address: mute.local_addr().expect("bound"),
-            runtime: None,
-            probes: AtomicU8::new(0),
-        };
+        let address = mute.local_addr().expect("bound");
+        let broker = Embedded { address, link_address: address, runtime: None, probes: AtomicU8::new(0) };
         let error = broker.probe().await.expect_err("it says nothing");
         assert!(matches!(error, ProbeError::Silent(_)), "{error}");
     }

@@ -26,6 +26,11 @@ impl Embedded {
     }
 
     /// Never called.
+    pub fn link_address(&self) -> SocketAddr {
+        match *self {}
+    }
+
+    /// Never called.
     pub async fn probe(&self) -> Result<(), EmbeddedError> {
         match *self {}
     }

@@ -70,7 +70,9 @@ mod tests {
 
     #[test]
     fn filters_that_cut_the_connection_are_refused() {
-        for (filter, taken) in [("#", true), ("é/#", true), ("$SYS/#", false), ("$x", false), ("$share/g/$SYS/#", false)] {
+        for (filter, taken) in
+            [("#", true), ("é/#", true), ("$SYS/#", false), ("$x", false), ("$share/g/$SYS/#", false)]
+        {
             assert_eq!(judge_filter(&TopicFilter::parse(filter).expect("a filter")).is_ok(), taken, "{filter}");
         }
     }

@@ -100,13 +100,19 @@ fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer
     let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match all {
         Ok(all) if !all.is_empty() => Ok(all),
-        Ok(_) => Err(TlsError::Pem { setting, path: path.to_owned(), error: rustls::pki_types::pem::Error::NoItemsFound }),
+        Ok(_) => {
+            Err(TlsError::Pem { setting, path: path.to_owned(), error: rustls::pki_types::pem::Error::NoItemsFound })
+        }
         Err(error) => Err(TlsError::Pem { setting, path: path.to_owned(), error }),
     }
 }
 
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
     }
 }

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Setup;
-use super::embedded::Embedded;
 use super::connection::{Connection, Lost};
+use super::embedded::Embedded;
 use crate::metrics;
 use crate::mqtt::packet::{self, Connect, Packet};
 

@@ -11,24 +11,15 @@ const PREFIX: &str = "TIDEGATE_";
 /// The environment of this process, as [`Config::load`](super::Config::load) takes it. What is not Unicode in a value
 /// is replaced, and then refused by its setting if it matters there.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
-    env::vars_os().filter_map(|(name, value)| {
-        Some((
-            name.into_string().ok()?,
-            value.to_string_lossy().into_owned(),
-        ))
-    })
+    env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
 }
 
 /// The settings that the variables give. A variable with our prefix that is no setting is an error.
-pub(super) fn settings(
-    environment: impl IntoIterator<Item = (String, String)>,
-) -> Result<Vec<Setting>, ConfigError> {
+pub(super) fn settings(environment: impl IntoIterator<Item = (String, String)>) -> Result<Vec<Setting>, ConfigError> {
     environment
         .into_iter()
         .filter(|(name, value)| {
-            name.starts_with(PREFIX)
-                && !flags::VARIABLES.contains(&name.as_str())
-                && !is_service_link(name, value)
+            name.starts_with(PREFIX) && !flags::VARIABLES.contains(&name.as_str()) && !is_service_link(name, value)
         })
         .map(|(name, value)| setting(&name, &value))
         .collect()
@@ -37,10 +28,7 @@ pub(super) fn settings(
 fn setting(name: &str, text: &str) -> Result<Setting, ConfigError> {
     let (section, key, example) = every_setting()
         .find(|(section, key, _)| variable(section, key) == name)
-        .ok_or_else(|| ConfigError::UnknownVariable {
-            name: name.to_owned(),
-            near: near(name),
-        })?;
+        .ok_or_else(|| ConfigError::UnknownVariable { name: name.to_owned(), near: near(name) })?;
     // A text is taken as it is, so that a password may look like a number. All else is written as in the file.
     let value = match example {
         Value::String(_) => Value::from(text),
@@ -66,11 +54,7 @@ fn is_service_link(name: &str, value: &str) -> bool {
 /// The variables that may have been meant: a few letters off, or the same key in its section.
 fn near(name: &str) -> Vec<String> {
     let name = name.to_ascii_uppercase();
-    let key = name
-        .rsplit("__")
-        .next()
-        .unwrap_or(&name)
-        .trim_start_matches(PREFIX);
+    let key = name.rsplit("__").next().unwrap_or(&name).trim_start_matches(PREFIX);
     let mut near: Vec<_> = every_setting()
         .map(|(section, key, _)| variable(section, key))
         .chain(flags::VARIABLES.map(str::to_owned))
@@ -113,11 +97,7 @@ mod tests {
             ("TIDEGATE_BROKER__PASSWORD", "31415", "31415".into()),
             ("TIDEGATE_BROKER__USERNAME", "true", "true".into()),
         ] {
-            assert_eq!(
-                settings_of(name, text).unwrap()[0].value,
-                expected,
-                "{name}={text}"
-            );
+            assert_eq!(settings_of(name, text).unwrap()[0].value, expected, "{name}={text}");
         }
     }
 
@@ -133,10 +113,7 @@ mod tests {
             ("TIDEGATE_FLUX_CAPACITOR", "tidegate default-config"),
         ] {
             let refusal = settings_of(name, "1").err().expect(name).to_string();
-            assert!(
-                refusal.contains(name) && refusal.contains(near),
-                "{refusal}"
-            );
+            assert!(refusal.contains(name) && refusal.contains(near), "{refusal}");
         }
     }
 

@@ -11,10 +11,7 @@ use super::{Config, ConfigError, Setting, every_setting, is_secret};
 
 /// The settings that the file gives. They are judged here, where the line of each is known.
 pub(super) fn settings(path: &Path) -> Result<Vec<Setting>, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|cause| ConfigError::Unreadable {
-        path: path.to_owned(),
-        cause,
-    })?;
+    let text = fs::read_to_string(path).map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
     judge(&text).map_err(|mistake| mistake.tell(path, &text))?;
     let sections: Table = text.parse().expect("what was judged is TOML");
     let folder = path.parent().unwrap_or(Path::new(""));
@@ -22,9 +19,7 @@ pub(super) fn settings(path: &Path) -> Result<Vec<Setting>, ConfigError> {
     for (section, entries) in &sections {
         for (key, value) in entries.as_table().expect("what was judged has sections") {
             let value = match value.as_str() {
-                Some(file) if key.ends_with("_file") => {
-                    folder.join(file).to_string_lossy().as_ref().into()
-                }
+                Some(file) if key.ends_with("_file") => folder.join(file).to_string_lossy().as_ref().into(),
                 _ => value.clone(),
             };
             settings.push(Setting::new(section, key, value, path.to_string_lossy()));
@@ -39,10 +34,7 @@ fn judge(text: &str) -> Result<Config, Mistake> {
         // Serde would take a list for the settings of a section in their order.
         if !section.get_ref().is_table() {
             return Err(Mistake {
-                message: format!(
-                    "a section is written [{}], with its settings below",
-                    name.get_ref()
-                ),
+                message: format!("a section is written [{}], with its settings below", name.get_ref()),
                 span: name.span(),
             });
         }
@@ -63,18 +55,13 @@ impl Mistake {
             Some(setting) => format!("{setting}: {}", error.message()),
             None => error.message().to_owned(),
         };
-        Self {
-            message,
-            span: error.span().unwrap_or_default(),
-        }
+        Self { message, span: error.span().unwrap_or_default() }
     }
 
     fn tell(self, path: &Path, text: &str) -> ConfigError {
         let before = &text[..self.span.start];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line_end = text[line_start..]
-            .find('\n')
-            .map_or(text.len(), |length| line_start + length);
+        let line_end = text[line_start..].find('\n').map_or(text.len(), |length| line_start + length);
         let line = before.matches('\n').count() + 1;
         let column = text[line_start..self.span.start].chars().count() + 1;
 
@@ -85,35 +72,21 @@ impl Mistake {
                 let carets = "^".repeat((shown.chars().count() + 1).saturating_sub(column).max(1));
                 let shown = shown.replace('\t', " ");
                 let margin = " ".repeat(line.to_string().len());
-                format!(
-                    "\n{margin} |\n{line} | {shown}\n{margin} | {:>1$}{carets}",
-                    "",
-                    column - 1
-                )
+                format!("\n{margin} |\n{line} | {shown}\n{margin} | {:>1$}{carets}", "", column - 1)
             }
             false => String::new(),
         };
-        ConfigError::File {
-            path: path.to_owned(),
-            line,
-            column,
-            message: self.message,
-            excerpt,
-        }
+        ConfigError::File { path: path.to_owned(), line, column, message: self.message, excerpt }
     }
 }
 
 /// Whether a part of a line holds no value yet, or the value of a setting that is known and no secret.
 fn is_public(before: &str, line: &str) -> bool {
-    let is_inside_text =
-        (before.matches("\"\"\"").count() + before.matches("'''").count()) % 2 == 1;
+    let is_inside_text = (before.matches("\"\"\"").count() + before.matches("'''").count()) % 2 == 1;
     let written = line.split(['=', '"', '\'']).next().unwrap_or(line);
     let key = written.rsplit('.').next().unwrap_or(written).trim();
-    let mut known = every_setting()
-        .filter(|(_, known, _)| *known == key)
-        .peekable();
-    let has_public_key =
-        known.peek().is_some() && !known.any(|(section, key, _)| is_secret(section, key));
+    let mut known = every_setting().filter(|(_, known, _)| *known == key).peekable();
+    let has_public_key = known.peek().is_some() && !known.any(|(section, key, _)| is_secret(section, key));
     !is_inside_text && !line.contains('@') && (written == line || has_public_key)
 }
 
@@ -122,9 +95,7 @@ mod tests {
     use super::*;
 
     fn told(text: &str) -> String {
-        let mistake = judge(text)
-            .err()
-            .unwrap_or_else(|| panic!("no mistake in {text:?}"));
+        let mistake = judge(text).err().unwrap_or_else(|| panic!("no mistake in {text:?}"));
         mistake.tell(Path::new("tidegate.toml"), text).to_string()
     }
 
@@ -143,73 +114,22 @@ tidegate.toml, line 5, column 10: log.format: unknown variant `xml`, expected `t
     #[test]
     fn a_mistake_is_told_what_would_be_right() {
         for (text, place, message) in [
-            (
-                "[broker]\nhots = 1",
-                "line 2, column 1",
-                "unknown field `hots`, expected one of `url`, `username`",
-            ),
-            (
-                "[brokr]\nurl = 1",
-                "line 1, column 2",
-                "expected one of `http`, `broker`",
-            ),
-            (
-                "listen = 1",
-                "line 1, column 1",
-                "a section is written [listen]",
-            ),
-            (
-                "broker = [\"embedded\"]",
-                "line 1, column 1",
-                "a section is written [broker]",
-            ),
-            (
-                "[[broker]]",
-                "line 1, column 3",
-                "a section is written [broker]",
-            ),
-            (
-                "[http]\nlisten = \":80\"",
-                "line 2, column 10",
-                "such as \"127.0.0.1:8080\"",
-            ),
-            (
-                "[http]\r\nlisten = 80\r\n",
-                "line 2, column 10",
-                "such as \"127.0.0.1:8080\"",
-            ),
-            (
-                "[session]\nheartbeat = 0",
-                "line 2, column 13",
-                "from 0.001 to 31536000",
-            ),
-            (
-                "[broker]\nkeep_alive = 0.5",
-                "line 2, column 14",
-                "whole seconds, from 1 to 65535",
-            ),
-            (
-                "[broker]\nreceive_maximum = 65536",
-                "line 2, column 19",
-                "from 1 to 65535",
-            ),
-            (
-                "[wire]\nmax_frame = \"1 MiB\"",
-                "line 2, column 13",
-                "a whole number, at least 1",
-            ),
-            (
-                "[broker]\nurl = \"ws://b\"",
-                "line 2, column 7",
-                "use `mqtt://HOST[:PORT]`",
-            ),
+            ("[broker]\nhots = 1", "line 2, column 1", "unknown field `hots`, expected one of `url`, `username`"),
+            ("[brokr]\nurl = 1", "line 1, column 2", "expected one of `http`, `broker`"),
+            ("listen = 1", "line 1, column 1", "a section is written [listen]"),
+            ("broker = [\"embedded\"]", "line 1, column 1", "a section is written [broker]"),
+            ("[[broker]]", "line 1, column 3", "a section is written [broker]"),
+            ("[http]\nlisten = \":80\"", "line 2, column 10", "such as \"127.0.0.1:8080\""),
+            ("[http]\r\nlisten = 80\r\n", "line 2, column 10", "such as \"127.0.0.1:8080\""),
+            ("[session]\nheartbeat = 0", "line 2, column 13", "from 0.001 to 31536000"),
+            ("[broker]\nkeep_alive = 0.5", "line 2, column 14", "whole seconds, from 1 to 65535"),
+            ("[broker]\nreceive_maximum = 65536", "line 2, column 19", "from 1 to 65535"),
+            ("[wire]\nmax_frame = \"1 MiB\"", "line 2, column 13", "a whole number, at least 1"),
+            ("[broker]\nurl = \"ws://b\"", "line 2, column 7", "use `mqtt://HOST[:PORT]`"),
             ("[broker\nurl = 1", "line 1, column 8", "expected `]`"),
         ] {
             let told = told(text);
-            assert!(
-                told.contains(place) && told.contains(message),
-                "{text:?}: {told}"
-            );
+            assert!(told.contains(place) && told.contains(message), "{text:?}: {told}");
         }
     }
 

@@ -30,23 +30,14 @@ impl House {
     }
 
     fn load(&self, flags: Flags, environment: &[(&str, &str)]) -> Result<Config, String> {
-        let environment = environment
-            .iter()
-            .map(|&(name, value)| (name.to_owned(), value.to_owned()));
-        let flags = Flags {
-            config: Some(self.path("tidegate.toml")),
-            ..flags
-        };
+        let environment = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        let flags = Flags { config: Some(self.path("tidegate.toml")), ..flags };
         Config::load(&flags, environment).map_err(|error| error.to_string())
     }
 }
 
 fn password_of(config: &Config) -> Option<&str> {
-    config
-        .broker
-        .password
-        .as_ref()
-        .map(SecretString::expose_secret)
+    config.broker.password.as_ref().map(SecretString::expose_secret)
 }
 
 #[test]
@@ -61,20 +52,14 @@ fn a_flag_goes_before_the_environment_and_that_before_the_file() {
         "[http]\nlisten = \"127.0.0.1:1\"\nadmin_listen = \"127.0.0.1:2\"\n\
          [broker]\nurl = \"mqtt://file\"\nkeep_alive = 40\n",
     );
-    let flags = Flags {
-        broker: Some("mqtt://flag".to_owned()),
-        ..Flags::default()
-    };
+    let flags = Flags { broker: Some("mqtt://flag".to_owned()), ..Flags::default() };
     let environment = [
         ("TIDEGATE_BROKER__URL", "mqtt://environment"),
         ("TIDEGATE_BROKER__KEEP_ALIVE", "50"),
         ("TIDEGATE_HTTP__ADMIN_LISTEN", "127.0.0.1:3"),
     ];
     let config = house.load(flags, &environment).unwrap();
-    assert_eq!(
-        config.broker.url,
-        "mqtt://flag".parse::<BrokerUrl>().unwrap()
-    );
+    assert_eq!(config.broker.url, "mqtt://flag".parse::<BrokerUrl>().unwrap());
     assert_eq!(config.broker.keep_alive, Duration::from_secs(50));
     assert_eq!(config.http.admin_listen.port(), 3);
     assert_eq!(config.http.listen.port(), 1);
@@ -84,41 +69,14 @@ fn a_flag_goes_before_the_environment_and_that_before_the_file() {
 #[test]
 fn a_wrong_value_is_told_with_the_place_it_came_from() {
     let house = House::new("");
-    let listen = Flags {
-        listen: Some("8080".to_owned()),
-        ..Flags::default()
-    };
+    let listen = Flags { listen: Some("8080".to_owned()), ..Flags::default() };
     for (flags, environment, expected) in [
-        (
-            listen,
-            ("HOME", "/"),
-            "--listen (or TIDEGATE_LISTEN): invalid value: string \"8080\", expected an IP",
-        ),
-        (
-            Flags::default(),
-            ("TIDEGATE_BROKER__GRACE", "soon"),
-            "TIDEGATE_BROKER__GRACE: invalid type: string",
-        ),
-        (
-            Flags::default(),
-            ("TIDEGATE_BROKER__GRACE", "0"),
-            "TIDEGATE_BROKER__GRACE: invalid value: integer `0`",
-        ),
-        (
-            Flags::default(),
-            ("TIDEGATE_BROKER_GRACE", "1"),
-            "is it TIDEGATE_BROKER__GRACE?",
-        ),
-        (
-            Flags::default(),
-            ("TIDEGATE_BROKER__CA_FILE", "/none"),
-            "broker.ca_file: cannot read /none: No such file",
-        ),
-        (
-            Flags::default(),
-            ("TIDEGATE_HTTP__LISTEN", "127.0.0.1:9464"),
-            "http.admin_listen are both 127.0.0.1:9464",
-        ),
+        (listen, ("HOME", "/"), "--listen (or TIDEGATE_LISTEN): invalid value: string \"8080\", expected an IP"),
+        (Flags::default(), ("TIDEGATE_BROKER__GRACE", "soon"), "TIDEGATE_BROKER__GRACE: invalid type: string"),
+        (Flags::default(), ("TIDEGATE_BROKER__GRACE", "0"), "TIDEGATE_BROKER__GRACE: invalid value: integer `0`"),
+        (Flags::default(), ("TIDEGATE_BROKER_GRACE", "1"), "is it TIDEGATE_BROKER__GRACE?"),
+        (Flags::default(), ("TIDEGATE_BROKER__CA_FILE", "/none"), "broker.ca_file: cannot read /none: No such file"),
+        (Flags::default(), ("TIDEGATE_HTTP__LISTEN", "127.0.0.1:9464"), "http.admin_listen are both 127.0.0.1:9464"),
     ] {
         let refusal = house.load(flags, &[environment]).unwrap_err();
         assert!(refusal.contains(expected), "{environment:?}: {refusal}");
@@ -127,21 +85,14 @@ fn a_wrong_value_is_told_with_the_place_it_came_from() {
 
 #[test]
 fn a_missing_configuration_file_is_named() {
-    let flags = Flags {
-        config: Some("/none/tidegate.toml".into()),
-        ..Flags::default()
-    };
+    let flags = Flags { config: Some("/none/tidegate.toml".into()), ..Flags::default() };
     let refusal = Config::load(&flags, []).unwrap_err().to_string();
-    assert!(
-        refusal.contains("/none/tidegate.toml: No such file"),
-        "{refusal}"
-    );
+    assert!(refusal.contains("/none/tidegate.toml: No such file"), "{refusal}");
 }
 
 #[test]
 fn a_secret_is_read_from_a_file_beside_the_configuration() {
-    let house =
-        House::new("[broker]\npassword_file = \"password\"").with("password", "hunter-31415\n");
+    let house = House::new("[broker]\npassword_file = \"password\"").with("password", "hunter-31415\n");
     let config = house.load(Flags::default(), &[]).unwrap();
     assert_eq!(password_of(&config), Some(SECRET));
     assert_eq!(config.broker.password_file, Some(house.path("password")));
@@ -152,40 +103,24 @@ fn a_file_of_a_secret_that_cannot_serve_is_told_with_its_setting() {
     let missing = House::new("[broker]\npassword_file = \"password\"");
     let refusal = missing.load(Flags::default(), &[]).unwrap_err();
     let path = missing.path("password");
-    assert!(
-        refusal.contains(&format!(
-            "broker.password_file: cannot read {}",
-            path.display()
-        )),
-        "{refusal}"
-    );
+    assert!(refusal.contains(&format!("broker.password_file: cannot read {}", path.display())), "{refusal}");
 
     let empty = missing.with("password", "\n");
     let refusal = empty.load(Flags::default(), &[]).unwrap_err();
-    assert!(
-        refusal.contains("broker.password_file") && refusal.contains("empty"),
-        "{refusal}"
-    );
+    assert!(refusal.contains("broker.password_file") && refusal.contains("empty"), "{refusal}");
 }
 
 #[test]
 fn a_secret_has_one_form_in_each_place() {
     let house = House::new("[broker]\npassword = \"a\"\npassword_file = \"b\"").with("b", SECRET);
     let refusal = house.load(Flags::default(), &[]).unwrap_err();
-    assert!(
-        refusal.contains("broker.password and broker.password_file are both given"),
-        "{refusal}"
-    );
+    assert!(refusal.contains("broker.password and broker.password_file are both given"), "{refusal}");
 
     let house = house.with("tidegate.toml", "[broker]\npassword = \"a\"");
     let file = house.path("b");
     let environment = [("TIDEGATE_BROKER__PASSWORD_FILE", file.to_str().unwrap())];
     let config = house.load(Flags::default(), &environment).unwrap();
-    assert_eq!(
-        password_of(&config),
-        Some(SECRET),
-        "the environment goes before the file, in either form"
-    );
+    assert_eq!(password_of(&config), Some(SECRET), "the environment goes before the file, in either form");
 }
 
 #[test]
@@ -194,23 +129,12 @@ fn a_secret_is_never_shown() {
         "[broker]\nurl = \"mqtts://mosquitto\"\npassword = \"hunter-31415\"\n\
          client_certificate_file = \"certificate\"\nclient_key_file = \"key\"\n",
     );
-    let config = house
-        .with("certificate", "public")
-        .with("key", SECRET)
-        .load(Flags::default(), &[])
-        .unwrap();
+    let config = house.with("certificate", "public").with("key", SECRET).load(Flags::default(), &[]).unwrap();
     assert_eq!(password_of(&config), Some(SECRET));
-    for shown in [
-        config.to_string(),
-        format!("{config:?}"),
-        format!("{config:#?}"),
-    ] {
+    for shown in [config.to_string(), format!("{config:?}"), format!("{config:#?}")] {
         assert!(!shown.contains(SECRET), "{shown}");
     }
-    assert!(
-        config.to_string().contains("client_key = \"***\""),
-        "{config}"
-    );
+    assert!(config.to_string().contains("client_key = \"***\""), "{config}");
 }
 
 /// The sections and keys of a table, in order of the alphabet.
@@ -247,18 +171,12 @@ fn full() -> Config {
         receive_maximum: default.receive_maximum,
         max_waiting: default.max_waiting,
     };
-    Config {
-        broker,
-        ..Config::default()
-    }
+    Config { broker, ..Config::default() }
 }
 
 #[test]
 fn the_template_has_every_setting() {
-    assert_eq!(
-        keys(&EVERY_SETTING),
-        keys(&Table::try_from(full()).unwrap())
-    );
+    assert_eq!(keys(&EVERY_SETTING), keys(&Table::try_from(full()).unwrap()));
 }
 
 #[test]
@@ -266,17 +184,10 @@ fn the_template_tells_the_defaults() {
     let as_it_is: Config = toml::from_str(TEMPLATE).unwrap();
     assert_eq!(as_it_is.to_string(), Config::default().to_string());
 
-    EVERY_SETTING
-        .clone()
-        .try_into::<Config>()
-        .expect("its examples are right");
+    EVERY_SETTING.clone().try_into::<Config>().expect("its examples are right");
     for (section, defaults) in Table::try_from(Config::default()).unwrap() {
         for (key, default) in defaults.as_table().unwrap() {
-            assert_eq!(
-                EVERY_SETTING[&section].get(key),
-                Some(default),
-                "{section}.{key}"
-            );
+            assert_eq!(EVERY_SETTING[&section].get(key), Some(default), "{section}.{key}");
         }
     }
 }

@@ -152,7 +152,9 @@ impl Outbox {
     }
 
     fn drop_one(&mut self) -> bool {
-        let of = |stored: bool| move |delivery: &Delivery| delivery.message.qos == Qos::AtMostOnce && delivery.message.retain == stored;
+        let of = |stored: bool| {
+            move |delivery: &Delivery| delivery.message.qos == Qos::AtMostOnce && delivery.message.retain == stored
+        };
         let oldest = self.deliveries.iter().position(of(false)).or_else(|| self.deliveries.iter().position(of(true)));
         let Some(delivery) = oldest.and_then(|index| self.deliveries.remove(index)) else { return false };
         self.bytes -= delivery.size();
@@ -223,7 +225,10 @@ mod tests {
     #[test]
     fn bytes_fill_the_outbox_too() {
         let mut outbox = Outbox::default();
-        let config = Config { max_queued_bytes: NonZeroUsize::new(size_of::<Delivery>() + 100).expect("not 0"), ..Config::default() };
+        let config = Config {
+            max_queued_bytes: NonZeroUsize::new(size_of::<Delivery>() + 100).expect("not 0"),
+            ..Config::default()
+        };
         outbox.offer(delivery("small", Qos::AtMostOnce), Overflow::HoldUpstream, &config);
         assert!(!outbox.is_full(&config));
         outbox.offer(delivery("small", Qos::AtMostOnce), Overflow::HoldUpstream, &config);
@@ -239,7 +244,11 @@ mod tests {
         outbox.offer(stored, Overflow::DropOldest, &config);
         outbox.offer(delivery("sure", Qos::AtLeastOnce), Overflow::DropOldest, &config);
         for (payload, dropped) in [("1", 0), ("2", 1), ("3", 1)] {
-            assert_eq!(outbox.offer(delivery(payload, Qos::AtMostOnce), Overflow::DropOldest, &config), dropped, "{payload}");
+            assert_eq!(
+                outbox.offer(delivery(payload, Qos::AtMostOnce), Overflow::DropOldest, &config),
+                dropped,
+                "{payload}"
+            );
         }
         for payload in ["sure 2", "sure 3", "sure 4"] {
             outbox.offer(delivery(payload, Qos::AtLeastOnce), Overflow::DropOldest, &config);

@@ -219,13 +219,20 @@ mod tests {
     use crate::mqtt::packet::SubscribeOptions;
 
     fn subscription(filter: &str, sid: i64) -> Subscription {
-        let options = SubscribeOptions { qos: Qos::ExactlyOnce, no_local: false, retain_as_published: false, retain_handling: 0 };
+        let options =
+            SubscribeOptions { qos: Qos::ExactlyOnce, no_local: false, retain_as_published: false, retain_handling: 0 };
         let filter = TopicFilter::parse(filter).expect("a filter");
         Subscription { filter, options, sid: Some(sid), contract: Contract::default() }
     }
 
     fn message(topic: &str, qos: Qos) -> Message {
-        Message { topic: Topic::parse(topic).expect("a topic"), payload: Bytes::new(), qos, retain: false, properties: None }
+        Message {
+            topic: Topic::parse(topic).expect("a topic"),
+            payload: Bytes::new(),
+            qos,
+            retain: false,
+            properties: None,
+        }
     }
 
     fn id(filter: &str) -> u32 {

@@ -20,10 +20,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            listen: (Ipv4Addr::LOCALHOST, 8080).into(),
-            admin_listen: (Ipv4Addr::LOCALHOST, 9464).into(),
-        }
+        Self { listen: (Ipv4Addr::LOCALHOST, 8080).into(), admin_listen: (Ipv4Addr::LOCALHOST, 9464).into() }
     }
 }
 

@@ -16,7 +16,8 @@ const PAGES: [(&str, &str, &str); 4] = [
 ];
 
 /// Everything from here, and sockets to anywhere: the page lets one choose the gateway.
-const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const POLICY: &str =
+    "default-src 'self'; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The routes of the page.
 pub fn routes() -> Router<Arc<Context>> {

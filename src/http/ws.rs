@@ -105,7 +105,9 @@ impl Sink<Outbound> for AxumSocket {
         let message = match frame {
             Outbound::Text(text) => Message::Text(text.into()),
             Outbound::Ping => Message::Ping(Bytes::new()),
-            Outbound::Close(close) => Message::Close(Some(CloseFrame { code: close.code(), reason: close.reason().into() })),
+            Outbound::Close(close) => {
+                Message::Close(Some(CloseFrame { code: close.code(), reason: close.reason().into() }))
+            }
         };
         Pin::new(&mut self.socket).start_send(message).map_err(close_of)
     }

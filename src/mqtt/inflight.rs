@@ -162,7 +162,8 @@ impl Outgoing {
         }
         let request = self.ids.get(&id).ok_or(None)?;
         let entry = self.requests.get_mut(request).expect("an identifier in use belongs to a request");
-        if !is_publish(&entry.request, Qos::ExactlyOnce) || !matches!(entry.stage, Stage::Sent(_) | Stage::Released(_)) {
+        if !is_publish(&entry.request, Qos::ExactlyOnce) || !matches!(entry.stage, Stage::Sent(_) | Stage::Released(_))
+        {
             return Err(None);
         }
         entry.stage = Stage::Released(id);
@@ -199,7 +200,8 @@ impl Outgoing {
                 Stage::Released(packet) => entry.stage = Stage::ReleaseAgain(packet),
                 Stage::Waiting | Stage::Resend(_) | Stage::ReleaseAgain(_) => {}
             }
-            let queue = if let Request::Publish(_) = entry.request { &mut self.publishes } else { &mut self.subscriptions };
+            let queue =
+                if let Request::Publish(_) = entry.request { &mut self.publishes } else { &mut self.subscriptions };
             queue.push_back(*id);
         }
     }
@@ -293,7 +295,12 @@ impl Outgoing {
         self.requests.is_empty()
     }
 
-    fn answered(&mut self, id: PacketId, reason: Reason, expected: impl Fn(&Request, Stage) -> bool) -> Option<(RequestId, Outcome)> {
+    fn answered(
+        &mut self,
+        id: PacketId,
+        reason: Reason,
+        expected: impl Fn(&Request, Stage) -> bool,
+    ) -> Option<(RequestId, Outcome)> {
         let request = *self.ids.get(&id)?;
         let entry = self.requests.get(&request)?;
         if !expected(&entry.request, entry.stage) {
@@ -410,9 +417,7 @@ impl Incoming {
                 self.received.insert(message.id, message.digest);
                 Some(Confirmation::Pubrec(message.id))
             }
-            Qos::AtMostOnce | Qos::AtLeastOnce => {
-                Some(Confirmation::Puback(message.id))
-            }
+            Qos::AtMostOnce | Qos::AtLeastOnce => Some(Confirmation::Puback(message.id)),
         }
     }
 

@@ -35,7 +35,8 @@ fn qos2(topic: &str) -> Request {
 }
 
 fn subscribe(filter: &str) -> Request {
-    let options = SubscribeOptions { qos: Qos::AtLeastOnce, no_local: false, retain_as_published: false, retain_handling: 0 };
+    let options =
+        SubscribeOptions { qos: Qos::AtLeastOnce, no_local: false, retain_as_published: false, retain_handling: 0 };
     Request::Subscribe { filter: TopicFilter::parse(filter).expect("a filter"), options, subscription_id: 1 }
 }
 
@@ -226,7 +227,11 @@ fn what_is_sent_again_respects_the_window_of_the_new_connection() {
     assert_eq!(written(&mut outgoing), ["PUBLISH 2 b dup"]);
     outgoing.on_link_down();
     outgoing.on_link_up(true, 2);
-    assert_eq!(written(&mut outgoing), ["PUBLISH 2 b dup", "PUBLISH 3 c dup"], "what waited is known to have been sent before");
+    assert_eq!(
+        written(&mut outgoing),
+        ["PUBLISH 2 b dup", "PUBLISH 3 c dup"],
+        "what waited is known to have been sent before"
+    );
 }
 
 #[test]
@@ -421,7 +426,8 @@ fn confirmed(incoming: &mut Incoming) -> Vec<Confirmation> {
 #[test]
 fn confirmations_leave_in_the_order_of_arrival() {
     let mut incoming = Incoming::default();
-    let [first, second, third] = [(5, Q1), (3, Q2), (4, Q1)].map(|(number, qos)| arrives(&mut incoming, number, qos, 1));
+    let [first, second, third] =
+        [(5, Q1), (3, Q2), (4, Q1)].map(|(number, qos)| arrives(&mut incoming, number, qos, 1));
     incoming.confirm(third);
     incoming.confirm(second);
     assert_eq!(confirmed(&mut incoming), []);
@@ -499,7 +505,11 @@ fn what_is_with_its_readers_is_confirmed_on_the_connection_that_brings_it_again(
     }
     assert_eq!(confirmed(&mut incoming), []);
     incoming.confirm(after);
-    assert_eq!(confirmed(&mut incoming), [Puback(id(3)), Pubrec(id(2)), Puback(id(1))], "in the order of this connection");
+    assert_eq!(
+        confirmed(&mut incoming),
+        [Puback(id(3)), Pubrec(id(2)), Puback(id(1))],
+        "in the order of this connection"
+    );
     assert_eq!(incoming.unconfirmed(), 0);
 }
 
@@ -511,7 +521,11 @@ fn a_reader_may_take_more_than_one_connection_to_confirm() {
     incoming.on_link_up(true);
     incoming.on_link_down();
     incoming.on_link_up(true);
-    assert_eq!(comes_again(&mut incoming, 1, Q2, 10), Arrival::Known, "one connection ended before it brought anything");
+    assert_eq!(
+        comes_again(&mut incoming, 1, Q2, 10),
+        Arrival::Known,
+        "one connection ended before it brought anything"
+    );
     incoming.on_link_down();
     incoming.on_link_up(true);
     assert_eq!(comes_again(&mut incoming, 1, Q2, 10), Arrival::Known);
@@ -583,7 +597,8 @@ fn a_pubrec_that_was_lost_is_written_again_without_a_delivery() {
 #[test]
 fn a_lost_session_makes_confirmations_void() {
     let mut incoming = Incoming::default();
-    let [acked, received, open] = [(1, Q1), (2, Q2), (3, Q1)].map(|(number, qos)| arrives(&mut incoming, number, qos, 10));
+    let [acked, received, open] =
+        [(1, Q1), (2, Q2), (3, Q1)].map(|(number, qos)| arrives(&mut incoming, number, qos, 10));
     incoming.confirm(acked);
     incoming.confirm(received);
     assert_eq!(confirmed(&mut incoming), [Puback(id(1)), Pubrec(id(2))]);
@@ -593,7 +608,9 @@ fn a_lost_session_makes_confirmations_void() {
     assert_eq!(incoming.on_pubrel(id(2)), Reason::PACKET_IDENTIFIER_NOT_FOUND);
 
     for (number, qos) in [(1, Q1), (2, Q2), (3, Q1)] {
-        let Arrival::New(receipt) = comes_again(&mut incoming, number, qos, 10) else { panic!("{number} is not of this session") };
+        let Arrival::New(receipt) = comes_again(&mut incoming, number, qos, 10) else {
+            panic!("{number} is not of this session")
+        };
         assert!(receipt > open, "no receipt of the lost session comes back");
         incoming.opened(receipt, 1);
     }
@@ -917,11 +934,16 @@ impl Model {
             let (id, packet, is_publish) = match due {
                 Due::Pubrel(id) => (id, ToBroker::Pubrel(id), true),
                 Due::Request(id, request, dup) => {
-                    let number = self.asked.iter().position(|asked| asked.request == *request).expect("it was asked") as RequestId;
+                    let number = self.asked.iter().position(|asked| asked.request == *request).expect("it was asked")
+                        as RequestId;
                     let before = self.in_use.insert(id, number);
                     assert!(before.is_none_or(|before| before == number), "{id} means two requests");
                     let is_publish = matches!(request, Request::Publish(_));
-                    assert_eq!(dup, is_publish && before.is_some(), "the dup flag tells whether {number} was sent before");
+                    assert_eq!(
+                        dup,
+                        is_publish && before.is_some(),
+                        "the dup flag tells whether {number} was sent before"
+                    );
                     (id, if is_publish { ToBroker::Publish(id, number) } else { ToBroker::Subscribe(id) }, is_publish)
                 }
             };
@@ -931,7 +953,11 @@ impl Model {
                 assert!(self.last_publish < Some(number), "{number} leaves after {:?}", self.last_publish);
                 self.last_publish = Some(number);
                 self.window.insert(id);
-                assert!(self.window.len() <= self.receive_maximum, "the broker takes {} at a time", self.receive_maximum);
+                assert!(
+                    self.window.len() <= self.receive_maximum,
+                    "the broker takes {} at a time",
+                    self.receive_maximum
+                );
             }
             self.to_broker.push_back(packet);
         }
@@ -996,9 +1022,13 @@ impl Model {
     }
 
     fn broker_writes(&mut self) {
-        let in_flight = |delivery: &&Delivery| matches!(delivery.stage, DeliveryStage::Sent(_) | DeliveryStage::Released(_));
+        let in_flight =
+            |delivery: &&Delivery| matches!(delivery.stage, DeliveryStage::Sent(_) | DeliveryStage::Released(_));
         while self.up && self.deliveries.iter().filter(in_flight).count() < Model::RECEIVE_MAXIMUM {
-            let Some(number) = self.deliveries.iter().position(|delivery| delivery.stage == DeliveryStage::Queued) else { return };
+            let Some(number) = self.deliveries.iter().position(|delivery| delivery.stage == DeliveryStage::Queued)
+            else {
+                return;
+            };
             let id = self.free_id();
             self.deliveries[number].stage = DeliveryStage::Sent(id);
             self.to_client.push_back(ToClient::Publish(id, number, false));
@@ -1046,8 +1076,11 @@ impl Model {
         let asked = &mut self.asked[number as usize];
         let reason = if asked.refused { Reason::NOT_AUTHORIZED } else { Reason::SUCCESS };
         let Request::Publish(message) = &asked.request else { unreachable!("it came in a PUBLISH") };
-        let repeated =
-            self.taken.get(&id).inspect(|taken| assert_eq!(**taken, number, "the broker knows {id} as another")).is_some();
+        let repeated = self
+            .taken
+            .get(&id)
+            .inspect(|taken| assert_eq!(**taken, number, "the broker knows {id} as another"))
+            .is_some();
         asked.published += usize::from(!asked.refused && !repeated);
         if message.qos == Q1 {
             return self.to_client.push_back(ToClient::Puback(id, reason));
@@ -1061,7 +1094,8 @@ impl Model {
     /// A delivery is confirmed: in the order of sending, and not before its readers have confirmed it.
     fn broker_hears_of(&mut self, id: PacketId, qos: Qos, next: DeliveryStage) {
         assert_eq!(self.unconfirmed.pop_front(), Some(id), "confirmations come in the order of what they confirm");
-        let number = self.deliveries.iter().position(|delivery| delivery.stage == DeliveryStage::Sent(id)).expect("it was sent");
+        let number =
+            self.deliveries.iter().position(|delivery| delivery.stage == DeliveryStage::Sent(id)).expect("it was sent");
         let delivery = &mut self.deliveries[number];
         assert_eq!(delivery.qos, qos);
         assert!(

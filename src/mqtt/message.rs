@@ -126,13 +126,14 @@ mod tests {
         let plain = message().digest();
         let named = |name: &str, value: &str| {
             let user_properties = vec![(name.to_owned(), value.to_owned())];
-            Message {
-                properties: Some(Box::new(Properties { user_properties, ..Properties::default() })),
-                ..message()
-            }
+            Message { properties: Some(Box::new(Properties { user_properties, ..Properties::default() })), ..message() }
         };
         let others = [
-            Message { topic: Topic::parse("attic/tem").expect("a topic"), payload: Bytes::from_static(b"p21.5"), ..message() },
+            Message {
+                topic: Topic::parse("attic/tem").expect("a topic"),
+                payload: Bytes::from_static(b"p21.5"),
+                ..message()
+            },
             Message { payload: Bytes::from_static(b"21.6"), ..message() },
             Message { qos: Qos::ExactlyOnce, ..message() },
             named("a", "b"),

@@ -202,7 +202,13 @@ fn publish(flags: u8, mut body: Bytes) -> Result<Publish, Malformed> {
     Ok(Publish {
         id,
         dup: flags & 8 != 0,
-        message: Message { topic, payload: body, qos, retain: flags & 1 != 0, properties: given.then(|| Box::new(properties)) },
+        message: Message {
+            topic,
+            payload: body,
+            qos,
+            retain: flags & 1 != 0,
+            properties: given.then(|| Box::new(properties)),
+        },
         subscription_ids,
     })
 }
@@ -259,7 +265,10 @@ fn reasons(mut body: Bytes) -> Result<(PacketId, Vec<Reason>), Malformed> {
 }
 
 /// Reads the property length, then hands each property's number to `each`, which takes its value.
-fn properties_of(body: &mut Bytes, mut each: impl FnMut(u8, &mut Bytes) -> Result<(), Malformed>) -> Result<(), Malformed> {
+fn properties_of(
+    body: &mut Bytes,
+    mut each: impl FnMut(u8, &mut Bytes) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
     let (length, size) = variable_integer(body)?.ok_or(Malformed::Truncated)?;
     body.advance(size);
     let mut properties = take(body, length)?;
@@ -436,7 +445,13 @@ pub struct SubscribeOptions {
 }
 
 /// Appends a SUBSCRIBE for one filter, with its identifier where the broker takes one.
-pub fn write_subscribe(out: &mut BytesMut, id: PacketId, subscription_id: Option<u32>, filter: &str, options: SubscribeOptions) {
+pub fn write_subscribe(
+    out: &mut BytesMut,
+    id: PacketId,
+    subscription_id: Option<u32>,
+    filter: &str,
+    options: SubscribeOptions,
+) {
     let mut body = BytesMut::new();
     body.put_u16(id.get());
     let mut properties = BytesMut::new();
@@ -554,7 +569,8 @@ fn put_string(out: &mut BytesMut, string: &str) {
 }
 
 fn put_binary(out: &mut BytesMut, bytes: &[u8]) {
-    let length = u16::try_from(bytes.len()).expect("what becomes a field of a packet was checked to be at most 65,535 bytes");
+    let length =
+        u16::try_from(bytes.len()).expect("what becomes a field of a packet was checked to be at most 65,535 bytes");
     out.put_u16(length);
     out.put_slice(bytes);
 }
@@ -598,7 +614,11 @@ mod tests {
         let cases: [(&str, &[u8], Packet); 9] = [
             ("a PUBACK without a reason", &[0x40, 2, 0, 7], Packet::Puback(id(7), Reason::SUCCESS)),
             ("a PUBACK without properties", &[0x40, 3, 0, 7, 0x95], Packet::Puback(id(7), Reason::PACKET_TOO_LARGE)),
-            ("a PUBREC with properties", &[0x50, 8, 0, 7, 0x97, 4, 0x1F, 0, 1, b'x'], Packet::Pubrec(id(7), Reason::QUOTA_EXCEEDED)),
+            (
+                "a PUBREC with properties",
+                &[0x50, 8, 0, 7, 0x97, 4, 0x1F, 0, 1, b'x'],
+                Packet::Pubrec(id(7), Reason::QUOTA_EXCEEDED),
+            ),
             ("a PUBREL", &[0x62, 2, 1, 0], Packet::Pubrel(id(256), Reason::SUCCESS)),
             ("a SUBACK", &[0x90, 5, 0, 1, 0, 2, 0x87], Packet::Suback(id(1), vec![Reason(2), Reason::NOT_AUTHORIZED])),
             ("an UNSUBACK", &[0xB0, 4, 0, 1, 0, 0x11], Packet::Unsuback(id(1), vec![Reason::NO_SUBSCRIPTION])),
@@ -698,7 +718,13 @@ mod tests {
                 payload_format_indicator: format,
                 user_properties: pairs,
             });
-        ("[a-z/é]{1,200}", proptest::collection::vec(any::<u8>(), 0..20_000), 0..3u64, any::<bool>(), proptest::option::of(properties))
+        (
+            "[a-z/é]{1,200}",
+            proptest::collection::vec(any::<u8>(), 0..20_000),
+            0..3u64,
+            any::<bool>(),
+            proptest::option::of(properties),
+        )
             .prop_map(|(topic, payload, qos, retain, properties)| Message {
                 topic: Topic::parse(&topic).expect("a topic"),
                 payload: payload.into(),

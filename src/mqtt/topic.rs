@@ -40,10 +40,7 @@ impl TopicFilter {
         check_text(text)?;
         let pattern = without_share(text)?;
         check_wildcards(pattern)?;
-        Ok(Self {
-            text: text.into(),
-            pattern_at: text.len() - pattern.len(),
-        })
+        Ok(Self { text: text.into(), pattern_at: text.len() - pattern.len() })
     }
 
     /// The filter as it was parsed, and as the broker is asked for it.
@@ -63,8 +60,7 @@ impl TopicFilter {
 
     /// The group among whose members the messages are divided.
     pub fn shared_group(&self) -> Option<&str> {
-        self.is_shared()
-            .then(|| &self.text["$share/".len()..self.pattern_at - 1])
+        self.is_shared().then(|| &self.text["$share/".len()..self.pattern_at - 1])
     }
 
     /// Whether messages on `topic` are meant.
@@ -179,9 +175,7 @@ fn without_share(filter: &str) -> Result<&str, TopicError> {
     match (parts.next(), parts.next()) {
         (None | Some(""), _) | (_, None | Some("")) => Err(TopicError::IncompleteShare),
         (Some(group), _) if group.contains(['+', '#']) => Err(TopicError::WildcardInGroup),
-        (_, Some(inner)) if inner.split('/').next() == Some("$share") => {
-            Err(TopicError::NestedShare)
-        }
+        (_, Some(inner)) if inner.split('/').next() == Some("$share") => Err(TopicError::NestedShare),
         (_, Some(pattern)) => Ok(pattern),
     }
 }
@@ -311,10 +305,7 @@ pub(crate) mod tests {
             (Nul, "\0 a/\0 $share/\0/a"),
             (WildcardInLevel, "a+ a/#b a/++/b 日# ## $share/g/a+"),
             (HashNotLast, "#/ a/#/b #/# $share/g/#/a"),
-            (
-                IncompleteShare,
-                "$share $share/ $share/g $share/g/ $share//a",
-            ),
+            (IncompleteShare, "$share $share/ $share/g $share/g/ $share//a"),
             (WildcardInGroup, "$share/+/a $share/g#/a"),
             (NestedShare, "$share/g/$share/h/a $share/g/$share"),
             (TooLong { bytes: 65_536 }, &"/".repeat(65_536)),
@@ -357,9 +348,7 @@ pub(crate) mod tests {
             let filters = [filter(pattern), filter(&format!("$share/g/{pattern}"))];
             for (topics, answer) in [(matched, true), (passed_over, false)] {
                 for name in topics.split(' ') {
-                    let answers = filters
-                        .each_ref()
-                        .map(|filter| filter.matches(&topic(name)));
+                    let answers = filters.each_ref().map(|filter| filter.matches(&topic(name)));
                     assert_eq!(answers, [answer; 2], "{pattern} {name}");
                 }
             }

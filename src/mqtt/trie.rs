@@ -120,11 +120,7 @@ impl<T> Node<T> {
     fn new(tail: &str) -> Self {
         let (values, children) = (Vec::new(), HashMap::new());
         let tail = tail.into();
-        Self {
-            tail,
-            values,
-            children,
-        }
+        Self { tail, values, children }
     }
 
     /// The child under `key`, if its tail fits what is `behind` that level in the topic, and the

@@ -48,9 +48,17 @@ mod tests {
     fn the_first_frame_decides_how_a_session_opens() {
         assert_eq!(greet(None), Greeted::Open { auth: Box::default(), answer: None, serve: false }, "silence");
         for other in [r#"{"type":"ping"}"#, r#"{"type":"subscribe","topic":"a"}"#, r#"{"type":"what"}"#, "no JSON"] {
-            assert_eq!(greet(Some(other)), Greeted::Open { auth: Box::default(), answer: None, serve: true }, "{other}");
+            assert_eq!(
+                greet(Some(other)),
+                Greeted::Open { auth: Box::default(), answer: None, serve: true },
+                "{other}"
+            );
         }
-        let Greeted::Open { auth, answer, serve: false } = greet(Some(r#"{"type":"auth","clientId":"anna","msgid":7}"#)) else { panic!() };
+        let Greeted::Open { auth, answer, serve: false } =
+            greet(Some(r#"{"type":"auth","clientId":"anna","msgid":7}"#))
+        else {
+            panic!()
+        };
         assert_eq!((auth.client_id.as_deref(), answer), (Some("anna"), Some(Some(MsgId::Number(7)))));
     }
 
@@ -70,7 +78,10 @@ mod tests {
 
     #[test]
     fn a_token_is_refused_while_nobody_can_check_it() {
-        let Greeted::Refused(Reply::Error { code, .. }, close) = greet(Some(r#"{"type":"auth","token":"secret"}"#)) else { panic!() };
+        let Greeted::Refused(Reply::Error { code, .. }, close) = greet(Some(r#"{"type":"auth","token":"secret"}"#))
+        else {
+            panic!()
+        };
         assert_eq!((code, close), (Code::NotAuthenticated, Close::AuthenticationFailed));
     }
 

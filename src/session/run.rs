@@ -93,7 +93,10 @@ async fn serve<S: Socket>(peer: &mut Peer<S>, context: &Arc<Context>, has_creden
 }
 
 /// Waits for the first frame that opens the session, or for the silence that does.
-async fn greeted<S: Socket>(peer: &mut Peer<S>, context: &Context) -> Result<(Box<Auth>, Option<Option<MsgId>>, Option<S::Text>), Close> {
+async fn greeted<S: Socket>(
+    peer: &mut Peer<S>,
+    context: &Context,
+) -> Result<(Box<Auth>, Option<Option<MsgId>>, Option<S::Text>), Close> {
     let until = Instant::now() + context.config.auth_timeout;
     loop {
         let text = select! {
@@ -179,7 +182,8 @@ impl Attached {
             limits,
             msgid: answer.flatten(),
         });
-        let granted = asked.zip(&ready.subscriptions).filter(|(_, result)| result.is_ok()).map(|(filter, _)| filter.clone());
+        let granted =
+            asked.zip(&ready.subscriptions).filter(|(_, result)| result.is_ok()).map(|(filter, _)| filter.clone());
         let state = State::new(limits, self.context.wire.max_topic_levels.get(), granted);
         Open::new(peer, state, self).run(first).await
     }
@@ -302,7 +306,11 @@ impl<'a, S: Socket> Open<'a, S> {
         let (deliveries, dropped) = self.link.downlink.take(BATCH);
         self.tell_drops(dropped);
         for delivery in deliveries {
-            self.peer.writing.push(Outbound::Text(json::delivery(&delivery.head(), &delivery.message, delivery.format)));
+            self.peer.writing.push(Outbound::Text(json::delivery(
+                &delivery.head(),
+                &delivery.message,
+                delivery.format,
+            )));
             self.batch.receipts.extend(self.state.on_delivery(&delivery));
             self.batch.received.push(delivery.received);
             metrics::message_down(&delivery.message);

@@ -32,7 +32,9 @@ pub enum Outbound {
 }
 
 /// A WebSocket. Its errors are ends of the session.
-pub trait Socket: Stream<Item = Result<Inbound<Self::Text>, Close>> + Sink<Outbound, Error = Close> + Unpin + Send {
+pub trait Socket:
+    Stream<Item = Result<Inbound<Self::Text>, Close>> + Sink<Outbound, Error = Close> + Unpin + Send
+{
     /// A text frame, checked to be UTF-8.
     type Text: AsRef<str> + Send;
 
@@ -79,7 +81,12 @@ impl Writing {
     }
 
     /// Writes what is queued and, if `reading`, reads. Safe to poll anew at any time.
-    pub fn poll_turn<S: Socket>(&mut self, socket: &mut S, reading: bool, context: &mut Context<'_>) -> Poll<Result<Turn<S::Text>, Close>> {
+    pub fn poll_turn<S: Socket>(
+        &mut self,
+        socket: &mut S,
+        reading: bool,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Turn<S::Text>, Close>> {
         if self.is_pending()
             && let Poll::Ready(result) = self.poll_flush(socket, context)
         {

@@ -8,7 +8,9 @@ use crate::delivery::Delivery;
 use crate::mqtt::inflight::{Receipt, RequestId};
 use crate::mqtt::{Message, Qos, TopicFilter};
 use crate::wire::frame::Asked;
-use crate::wire::{Ack, ClientFrame, Close, Code, Limits, MsgId, Refusal, Reply, Subscription, TopicResult, Undecoded, json};
+use crate::wire::{
+    Ack, ClientFrame, Close, Code, Limits, MsgId, Refusal, Reply, Subscription, TopicResult, Undecoded, json,
+};
 
 use super::greeting::no_access_control;
 
@@ -109,11 +111,15 @@ impl State {
     fn on_frame(&mut self, frame: ClientFrame, msgid: Option<MsgId>, now: Instant) -> Vec<Effect> {
         match frame {
             ClientFrame::Publish(message) => self.on_publish(message, msgid, now),
-            ClientFrame::Ack(msgids) => msgids.iter().filter_map(|msgid| self.acked(msgid)).map(Effect::Confirm).collect(),
+            ClientFrame::Ack(msgids) => {
+                msgids.iter().filter_map(|msgid| self.acked(msgid)).map(Effect::Confirm).collect()
+            }
             ClientFrame::Subscribe(entries) => self.on_subscribe(entries, msgid),
             ClientFrame::Unsubscribe(entries) => self.on_unsubscribe(entries, msgid),
             ClientFrame::Ping => vec![Effect::Reply(Reply::Pong { msgid })],
-            ClientFrame::Auth(auth) if auth.has_token => vec![Effect::Reply(Reply::refused(no_access_control(), msgid))],
+            ClientFrame::Auth(auth) if auth.has_token => {
+                vec![Effect::Reply(Reply::refused(no_access_control(), msgid))]
+            }
             // A renewal; all but its token is ignored.
             ClientFrame::Auth(_) => vec![Effect::Reply(super::run::auth_response(msgid))],
         }
@@ -139,7 +145,13 @@ impl State {
         if let Err(refusal) = self.judge(&message) {
             return vec![Effect::Reply(Reply::refused(refusal, msgid))];
         }
-        let request = self.request(Asker::Publish { msgid: msgid.clone(), qos: message.qos, since: now, answers: 1, overdue: None });
+        let request = self.request(Asker::Publish {
+            msgid: msgid.clone(),
+            qos: message.qos,
+            since: now,
+            answers: 1,
+            overdue: None,
+        });
         if let Some(msgid) = msgid {
             self.publishes.unanswered.insert(msgid, request);
         }
@@ -149,7 +161,10 @@ impl State {
     fn judge(&self, message: &Message) -> Result<(), Refusal> {
         let max = self.limits.max_payload;
         if message.payload.len() > max {
-            return Err(Refusal::new(Code::PayloadTooLarge, format!("The payload may have {max} bytes (wire.max_payload).")));
+            return Err(Refusal::new(
+                Code::PayloadTooLarge,
+                format!("The payload may have {max} bytes (wire.max_payload)."),
+            ));
         }
         judge_levels(message.topic.as_ref(), self.max_topic_levels)
     }
@@ -160,7 +175,8 @@ impl State {
             judge_levels(filter.as_str(), state.max_topic_levels)?;
             let max = state.limits.max_subscriptions;
             if !state.filters.contains(&filter) && state.filters.len() >= max {
-                let message = format!("A session may have {max} subscriptions (session.max_subscriptions); end another first.");
+                let message =
+                    format!("A session may have {max} subscriptions (session.max_subscriptions); end another first.");
                 return Err(Refusal::for_now(Code::QuotaExceeded, message));
             }
             let is_new = state.filters.insert(filter.clone());
@@ -266,13 +282,17 @@ impl State {
 
     /// The client is told, and told the same if it asks again, until the broker answers after all.
     fn on_overdue(&mut self, request: RequestId, refusal: Refusal) -> Vec<Effect> {
-        let Some(Asker::Publish { msgid, answers, overdue, .. }) = self.requests.get_mut(&request) else { return Vec::new() };
+        let Some(Asker::Publish { msgid, answers, overdue, .. }) = self.requests.get_mut(&request) else {
+            return Vec::new();
+        };
         *overdue = Some(refusal.clone());
         (0..*answers).map(|_| Effect::Reply(Reply::refused(refusal.clone(), msgid.clone()))).collect()
     }
 
     fn on_subscribed(&mut self, request: RequestId, result: Result<Qos, Refusal>) -> Vec<Effect> {
-        let Some(Asker::Subscribe { list, index, filter, is_new }) = self.requests.remove(&request) else { return Vec::new() };
+        let Some(Asker::Subscribe { list, index, filter, is_new }) = self.requests.remove(&request) else {
+            return Vec::new();
+        };
         let result = match result {
             Ok(qos) => TopicResult::granted(filter.as_str(), qos),
             Err(refusal) => {
@@ -362,7 +382,10 @@ fn published(msgid: MsgId, result: Result<(), Refusal>) -> Reply {
 /// Brokers end the connection over a topic with too many levels (Mosquitto: 200 slashes).
 pub fn judge_levels(topic: &str, max: usize) -> Result<(), Refusal> {
     if topic.split('/').count() > max {
-        return Err(Refusal::new(Code::InvalidTopic, format!("A topic may have {max} levels (wire.max_topic_levels).")));
+        return Err(Refusal::new(
+            Code::InvalidTopic,
+            format!("A topic may have {max} levels (wire.max_topic_levels)."),
+        ));
     }
     Ok(())
 }

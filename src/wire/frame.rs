@@ -319,4 +319,3 @@ pub struct Head {
     /// Unix milliseconds at which the gateway received it.
     pub timestamp: u64,
 }
-

@@ -67,7 +67,8 @@ fn has_lone_surrogate(mut string: &[u8]) -> bool {
     loop {
         let unit = match string {
             [b'\\', b'u', digits @ ..] => {
-                let unit = digits.get(..4).and_then(|digits| u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+                let unit =
+                    digits.get(..4).and_then(|digits| u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
                 string = digits.get(4..).unwrap_or_default();
                 unit
             }

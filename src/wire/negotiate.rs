@@ -26,7 +26,9 @@ pub fn negotiate<'a>(offered: impl Iterator<Item = &'a str>) -> Result<Agreed, S
         }
     }
     if agreed.subprotocol.is_none() && (agreed.has_bearer || !others.is_empty()) {
-        return Err(format!("None of the offered subprotocols is spoken at this endpoint; offer {JSON}, or none at all.\n"));
+        return Err(format!(
+            "None of the offered subprotocols is spoken at this endpoint; offer {JSON}, or none at all.\n"
+        ));
     }
     Ok(agreed)
 }

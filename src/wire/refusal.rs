@@ -42,7 +42,9 @@ impl Refusal {
         match outcome {
             Outcome::Answered(reason) if reason.is_success() => None,
             Outcome::Answered(reason) => Some(Refusal::from_reason(reason)),
-            Outcome::TimedOut => Some(Refusal::for_now(Code::Timeout, "The broker did not answer in time; send the frame again later.")),
+            Outcome::TimedOut => {
+                Some(Refusal::for_now(Code::Timeout, "The broker did not answer in time; send the frame again later."))
+            }
             Outcome::Unknown => Some(Refusal::new(
                 Code::Timeout,
                 "The broker did not confirm the message: outcome unknown, it may have been published or not.",
@@ -59,7 +61,11 @@ impl Refusal {
             Reason::QUOTA_EXCEEDED => Code::QuotaExceeded,
             _ => Code::BrokerRejected,
         };
-        Refusal { code, message: format!("The broker refused: {reason}.").into(), retryable: code == Code::QuotaExceeded }
+        Refusal {
+            code,
+            message: format!("The broker refused: {reason}.").into(),
+            retryable: code == Code::QuotaExceeded,
+        }
     }
 }
 
@@ -290,7 +296,9 @@ mod tests {
 
     #[test]
     fn a_code_is_named_alike_in_frames_and_metrics() {
-        for code in [Code::InvalidJson, Code::NotAuthenticated, Code::BrokerUnavailable, Code::UnknownScene, Code::Internal] {
+        for code in
+            [Code::InvalidJson, Code::NotAuthenticated, Code::BrokerUnavailable, Code::UnknownScene, Code::Internal]
+        {
             assert_eq!(serde_json::to_value(code).expect("a string"), code.name());
         }
     }

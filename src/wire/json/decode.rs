@@ -37,7 +37,9 @@ pub fn decode(text: &str) -> Result<(ClientFrame, Option<MsgId>), Undecoded> {
             false => Refusal::new(Code::InvalidJson, format!("The frame is no JSON: {error}.")),
         })
     })?;
-    let is_auth = fields.raw("type").is_some_and(|kind| serde_json::from_str::<String>(kind.get()).is_ok_and(|kind| kind == "auth"));
+    let is_auth = fields
+        .raw("type")
+        .is_some_and(|kind| serde_json::from_str::<String>(kind.get()).is_ok_and(|kind| kind == "auth"));
     if let Some(name) = fields.duplicate() {
         let msgid = if name == "msgid" { None } else { msgid(&fields).unwrap_or_default() };
         return Err(Undecoded { refusal: duplicate(name), msgid, is_auth });
@@ -61,7 +63,10 @@ fn frame(fields: &Fields) -> Result<ClientFrame, Refusal> {
         _ => {
             let kind: String = kind.chars().take(40).collect();
             let known = "auth, subscribe, unsubscribe, publish, ack or ping";
-            Err(Refusal::new(Code::UnknownType, format!("No frame has the type `{}`; send {known}.", kind.escape_debug())))
+            Err(Refusal::new(
+                Code::UnknownType,
+                format!("No frame has the type `{}`; send {known}.", kind.escape_debug()),
+            ))
         }
     }
 }
@@ -73,7 +78,10 @@ fn msgid(fields: &Fields) -> Result<Option<MsgId>, Refusal> {
 fn msgid_of(raw: &RawValue) -> Result<MsgId, Refusal> {
     let must = "a string of at most 64 characters or an integer within ±(2^53−1)";
     let id = if raw.get().starts_with('"') {
-        serde_json::from_str::<String>(raw.get()).ok().filter(|text| text.chars().count() <= MAX_MSGID_CHARS).map(|text| MsgId::Text(text.into()))
+        serde_json::from_str::<String>(raw.get())
+            .ok()
+            .filter(|text| text.chars().count() <= MAX_MSGID_CHARS)
+            .map(|text| MsgId::Text(text.into()))
     } else {
         serde_json::from_str::<i64>(raw.get()).ok().filter(|number| number.abs() <= MAX_SAFE_INTEGER).map(MsgId::Number)
     };
@@ -117,13 +125,19 @@ fn will(raw: &RawValue) -> Result<Will, Refusal> {
     let fields = Fields::of(raw, "`will`")?;
     let message = message(&fields)?;
     if message.payload.len() > usize::from(u16::MAX) {
-        return Err(Refusal::new(Code::PayloadTooLarge, "The payload of a will may have 65,535 bytes (MQTT 5 section 3.1.3.4)."));
+        return Err(Refusal::new(
+            Code::PayloadTooLarge,
+            "The payload of a will may have 65,535 bytes (MQTT 5 section 3.1.3.4).",
+        ));
     }
     Ok(Will { message, delay: fields.get("delay", "a number of seconds from 0 to 4294967295")?.unwrap_or(0) })
 }
 
 /// `topic` or `topics`: one filter, or a list of filters and of objects with a filter and options.
-fn asked<T>(fields: &Fields, build: impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>) -> Result<Vec<Asked<T>>, Refusal> {
+fn asked<T>(
+    fields: &Fields,
+    build: impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>,
+) -> Result<Vec<Asked<T>>, Refusal> {
     match (fields.raw("topic"), fields.raw("topics")) {
         (Some(_), None) => Ok(vec![asked_fields(fields, &build)?]),
         (None, Some(raw)) => {
@@ -138,20 +152,31 @@ fn asked<T>(fields: &Fields, build: impl Fn(&Fields, TopicFilter) -> Result<Resu
     }
 }
 
-fn asked_entry<T>(entry: &RawValue, build: impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>) -> Result<Asked<T>, Refusal> {
+fn asked_entry<T>(
+    entry: &RawValue,
+    build: impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>,
+) -> Result<Asked<T>, Refusal> {
     if entry.get().starts_with('"') {
-        let topic: String = serde_json::from_str(entry.get()).map_err(|_| must_be("topics", "a list of strings or objects"))?;
+        let topic: String =
+            serde_json::from_str(entry.get()).map_err(|_| must_be("topics", "a list of strings or objects"))?;
         return asked_filter(topic, &Fields::default(), &build);
     }
     asked_fields(&Fields::of(entry, "An entry of a list of topics, unless it is a string,")?, &build)
 }
 
-fn asked_fields<T>(fields: &Fields, build: &impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>) -> Result<Asked<T>, Refusal> {
+fn asked_fields<T>(
+    fields: &Fields,
+    build: &impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>,
+) -> Result<Asked<T>, Refusal> {
     let topic: String = fields.get("topic", "a string")?.ok_or_else(|| must_be("topic", "there: it is the filter"))?;
     asked_filter(topic, fields, build)
 }
 
-fn asked_filter<T>(topic: String, fields: &Fields, build: &impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>) -> Result<Asked<T>, Refusal> {
+fn asked_filter<T>(
+    topic: String,
+    fields: &Fields,
+    build: &impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>,
+) -> Result<Asked<T>, Refusal> {
     let filter = match TopicFilter::parse(&topic) {
         Ok(filter) => filter,
         Err(error) => return Ok(Asked::Invalid { topic, refusal: Refusal::new(Code::InvalidTopic, sentence(&error)) }),
@@ -232,7 +257,8 @@ fn qos(fields: &Fields) -> Result<Qos, Refusal> {
 }
 
 fn message(fields: &Fields) -> Result<Message, Refusal> {
-    let topic: String = fields.get("topic", "a string")?.ok_or_else(|| must_be("topic", "there: it says where to publish"))?;
+    let topic: String =
+        fields.get("topic", "a string")?.ok_or_else(|| must_be("topic", "there: it says where to publish"))?;
     let topic = Topic::parse(&topic).map_err(|error| Refusal::new(Code::InvalidTopic, sentence(&error)))?;
     plain(topic.as_ref())?;
     let raw = fields.raw("payload").ok_or_else(|| must_be("payload", "there: any JSON value"))?;
@@ -255,7 +281,9 @@ fn payload(raw: &RawValue, encoding: Option<&str>) -> Result<Bytes, Refusal> {
             let message = "`payload` must be base64 as RFC 4648 section 4 has it, with padding.";
             base64(&string()?).ok_or_else(|| Refusal::new(Code::InvalidPayload, message))
         }
-        Some("base64") => Err(Refusal::new(Code::InvalidPayload, "With the encoding base64 the payload must be a string.")),
+        Some("base64") => {
+            Err(Refusal::new(Code::InvalidPayload, "With the encoding base64 the payload must be a string."))
+        }
         Some(_) => Err(must_be("encoding", "\"text\", \"json\" or \"base64\"")),
     }
 }
@@ -268,7 +296,8 @@ fn properties(raw: &RawValue) -> Result<Option<Box<Properties>>, Refusal> {
     let fields = Fields::of(raw, "`properties`")?;
     let response_topic = fields.text("responseTopic")?;
     if let Some(topic) = &response_topic {
-        Topic::parse(topic).map_err(|error| Refusal::new(Code::InvalidTopic, format!("As responseTopic: {}", sentence(&error))))?;
+        Topic::parse(topic)
+            .map_err(|error| Refusal::new(Code::InvalidTopic, format!("As responseTopic: {}", sentence(&error))))?;
     }
     let correlation_data = match fields.get::<String>("correlationData", "a base64 string")? {
         None => None,

@@ -172,7 +172,8 @@ mod tests {
             payload_format_indicator: Some(1),
             user_properties: vec![("n".to_owned(), "v".to_owned()), ("n".to_owned(), "w".to_owned())],
         };
-        let message = Message { qos: Qos::AtLeastOnce, retain: true, properties: Some(Box::new(properties)), ..message(b"x") };
+        let message =
+            Message { qos: Qos::AtLeastOnce, retain: true, properties: Some(Box::new(properties)), ..message(b"x") };
         let frame: Value = serde_json::from_str(&delivery(&head, &message, Format::Text)).expect("JSON");
         assert_eq!(
             frame,

@@ -16,7 +16,8 @@ pub struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 impl<'a> Fields<'a> {
     /// Reads an object; `what` names it in refusals.
     pub fn of(json: &'a RawValue, what: &str) -> Result<Fields<'a>, Refusal> {
-        let fields: Fields = serde_json::from_str(json.get()).map_err(|_| Refusal::invalid_frame(format!("{what} must be an object.")))?;
+        let fields: Fields = serde_json::from_str(json.get())
+            .map_err(|_| Refusal::invalid_frame(format!("{what} must be an object.")))?;
         match fields.duplicate() {
             None => Ok(fields),
             Some(name) => Err(duplicate(name)),

@@ -45,7 +45,8 @@ impl Device {
     /// The next message as "topic payload".
     pub async fn next(&mut self) -> String {
         loop {
-            let line = timeout(PATIENCE, self.lines.next_line()).await.expect("in time").expect("text").expect("a line");
+            let line =
+                timeout(PATIENCE, self.lines.next_line()).await.expect("in time").expect("text").expect("a line");
             if !line.starts_with("device/") {
                 return line;
             }

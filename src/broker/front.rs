@@ -1,0 +1,80 @@
+//! The port at which devices find the embedded broker: it looks which MQTT they speak, and passes their bytes on.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+
+/// How long a client may take to say which protocol it speaks.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at a CONNECT that comes in pieces.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Serves for ever.
+pub async fn serve(listener: TcpListener, v4: SocketAddr, v5: SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((client, _)) => drop(tokio::spawn(pass_on(client, v4, v5))),
+            // No descriptors are left: others must end first.
+            Err(_) => sleep(PATIENCE / 100).await,
+        }
+    }
+}
+
+async fn pass_on(mut client: TcpStream, v4: SocketAddr, v5: SocketAddr) -> io::Result<()> {
+    let version = timeout(PATIENCE, version(&client)).await??;
+    let mut broker = TcpStream::connect(if version == 5 { v5 } else { v4 }).await?;
+    client.set_nodelay(true)?;
+    broker.set_nodelay(true)?;
+    copy_bidirectional(&mut client, &mut broker).await?;
+    Ok(())
+}
+
+/// The protocol version in a CONNECT (MQTT 5 section 3.1.2.2), which stays to be read.
+async fn version(client: &TcpStream) -> io::Result<u8> {
+    let mut head = [0; 16];
+    let mut seen = 0;
+    loop {
+        let length = client.peek(&mut head).await?;
+        if let Some(version) = version_in(&head[..length]) {
+            return Ok(version);
+        }
+        if length == 0 || length == head.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        if length == seen {
+            sleep(PAUSE).await;
+        }
+        seen = length;
+    }
+}
+
+fn version_in(head: &[u8]) -> Option<u8> {
+    let name = head.windows(2).position(|pair| pair == b"MQ").filter(|_| head.first() == Some(&0x10))?;
+    let length = usize::from(*head.get(name.checked_sub(1)?)?);
+    head.get(name + length).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_found_however_long_the_packet_is() {
+        let cases: [(&[u8], Option<u8>); 7] = [
+            (b"\x10\x1e\0\x04MQTT\x05\x02", Some(5)),
+            (b"\x10\x1e\0\x04MQTT\x04\x02", Some(4)),
+            (b"\x10\x9e\x81\x01\0\x04MQTT\x05\x02", Some(5)),
+            (b"\x10\x1e\0\x06MQIsdp\x03\x02", Some(3)),
+            (b"\x10\x1e\0\x04MQTT", None),
+            (b"\x30\x1e\0\x04MQTT\x05", None),
+            (b"", None),
+        ];
+        for (head, version) in cases {
+            assert_eq!(version_in(head), version, "{head:02x?}");
+        }
+    }
+}
