@@ -83,7 +83,8 @@ impl Default for Config {
             grace: Duration::from_secs(60),
             // A payload of 1 MiB, with room for the longest topic.
             max_packet: const { NonZeroU32::new((1 << 20) + (64 << 10)).unwrap() },
-            receive_maximum: const { NonZeroU16::new(64).unwrap() },
+            // As many as may wait for a browser: a broker may reorder what it holds back over a full window.
+            receive_maximum: const { NonZeroU16::new(1000).unwrap() },
             max_waiting: const { NonZeroUsize::new(1000).unwrap() },
         }
     }

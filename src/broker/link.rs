@@ -195,7 +195,7 @@ impl Downlink {
     /// Link: whether the broker's connection may be read.
     pub fn may_read(&self) -> bool {
         let state = self.lock();
-        state.overflow == Overflow::DropOldest || !state.outbox.is_full(&self.config)
+        state.outbox.has_room(state.overflow, &self.config)
     }
 
     /// Link: what the session has confirmed since this was last asked.

@@ -45,6 +45,10 @@ impl Delivery {
         }
     }
 
+    fn is_droppable(&self) -> bool {
+        self.message.qos == Qos::AtMostOnce
+    }
+
     /// What it takes in memory, roughly: its bytes, and the cost of an entry.
     fn size(&self) -> usize {
         size_of::<Delivery>() + self.message.topic.as_ref().len() + self.message.payload.len()
@@ -66,6 +70,8 @@ pub enum Overflow {
 pub struct Outbox {
     deliveries: VecDeque<Delivery>,
     bytes: usize,
+    /// How many are of QoS 0.
+    droppable: usize,
     dropped: u64,
 }
 
@@ -74,6 +80,9 @@ impl Outbox {
     /// were dropped for it.
     pub fn offer(&mut self, delivery: Delivery, overflow: Overflow, config: &Config) -> usize {
         self.bytes += delivery.size();
+        if delivery.is_droppable() {
+            self.droppable += 1;
+        }
         self.deliveries.push_back(delivery);
         let mut dropped = 0;
         while overflow == Overflow::DropOldest && self.is_over(config) && self.drop_one() {
@@ -93,6 +102,7 @@ impl Outbox {
         let count = fitting.count().max(1).min(self.deliveries.len());
         let taken: Vec<_> = self.deliveries.drain(..count).collect();
         self.bytes -= taken.iter().map(Delivery::size).sum::<usize>();
+        self.droppable -= taken.iter().filter(|delivery| delivery.is_droppable()).count();
         if self.deliveries.is_empty() {
             self.deliveries = VecDeque::new();
         }
@@ -112,6 +122,7 @@ impl Outbox {
             !leaves
         });
         self.bytes = self.deliveries.iter().map(Delivery::size).sum();
+        self.droppable = self.deliveries.iter().filter(|delivery| delivery.is_droppable()).count();
         receipts
     }
 
@@ -125,6 +136,11 @@ impl Outbox {
     /// How many deliveries were dropped since this was last asked.
     pub fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)
+    }
+
+    /// Whether more may be offered: there is room, or what is over the bound can be made room for.
+    pub fn has_room(&self, overflow: Overflow, config: &Config) -> bool {
+        !self.is_full(config) || (overflow == Overflow::DropOldest && self.droppable > 0)
     }
 
     /// No more should be offered while the browser reads.
@@ -152,12 +168,11 @@ impl Outbox {
     }
 
     fn drop_one(&mut self) -> bool {
-        let of = |stored: bool| {
-            move |delivery: &Delivery| delivery.message.qos == Qos::AtMostOnce && delivery.message.retain == stored
-        };
+        let of = |stored: bool| move |delivery: &Delivery| delivery.is_droppable() && delivery.message.retain == stored;
         let oldest = self.deliveries.iter().position(of(false)).or_else(|| self.deliveries.iter().position(of(true)));
         let Some(delivery) = oldest.and_then(|index| self.deliveries.remove(index)) else { return false };
         self.bytes -= delivery.size();
+        self.droppable -= 1;
         true
     }
 }
@@ -255,6 +270,20 @@ mod tests {
         }
         assert_eq!(outbox.take_dropped(), 4);
         assert_eq!(payloads(&mut outbox), ["sure", "sure 2", "sure 3", "sure 4"]);
+    }
+
+    #[test]
+    fn what_must_not_be_dropped_holds_the_broker_even_while_the_browser_reads_nothing() {
+        let mut outbox = Outbox::default();
+        let config = at_most(2);
+        outbox.offer(delivery("sure", Qos::AtLeastOnce), Overflow::DropOldest, &config);
+        outbox.offer(delivery("maybe", Qos::AtMostOnce), Overflow::DropOldest, &config);
+        assert!(outbox.has_room(Overflow::DropOldest, &config));
+        assert!(!outbox.has_room(Overflow::HoldUpstream, &config));
+        outbox.offer(delivery("sure", Qos::AtLeastOnce), Overflow::DropOldest, &config);
+        assert!(!outbox.has_room(Overflow::DropOldest, &config));
+        outbox.take(usize::MAX);
+        assert!(outbox.has_room(Overflow::HoldUpstream, &config));
     }
 
     #[test]

@@ -3,3 +3,6 @@
 mod support;
 
 mod bridge;
+#[cfg(feature = "embedded-broker")]
+mod embedded;
+mod real_input;
