@@ -29,7 +29,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS)?
         .install_recorder()?;
     describe();
-    let rustc = option_env!("TIDEGATE_RUSTC").unwrap_or("unknown");
+    let rustc = option_env!("BUILT_BY_RUSTC").unwrap_or("unknown");
     let embedded = if cfg!(feature = "embedded-broker") { "true" } else { "false" };
     gauge!("tidegate_build_info", "version" => env!("CARGO_PKG_VERSION"), "rustc" => rustc, "embedded_broker" => embedded).set(1);
     LazyLock::force(&METRICS);
