@@ -40,7 +40,7 @@ pub(super) async fn run(
     setup: Arc<Setup>,
     opening: Opening,
     downlink: Arc<Downlink>,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Box<Command>>,
     predecessor: Option<Handle>,
 ) {
     if let Some(predecessor) = predecessor {
@@ -67,7 +67,7 @@ struct Dedicated {
     setup: Arc<Setup>,
     opening: Opening,
     downlink: Arc<Downlink>,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Box<Command>>,
     client_id: String,
     outgoing: Outgoing,
     incoming: Incoming,
@@ -88,10 +88,10 @@ struct Dedicated {
 /// Who made a request of ours.
 enum Origin {
     Publish(RequestId),
-    Subscribe(RequestId, Subscription),
+    Subscribe(RequestId, Box<Subscription>),
     Unsubscribe(RequestId),
-    Opening(usize, Subscription),
-    Restore(Subscription),
+    Opening(usize, Box<Subscription>),
+    Restore(Box<Subscription>),
     /// Nobody waits for the answer.
     Own,
 }
@@ -126,7 +126,7 @@ impl Dedicated {
         setup: Arc<Setup>,
         opening: Opening,
         downlink: Arc<Downlink>,
-        commands: mpsc::Receiver<Command>,
+        commands: mpsc::Receiver<Box<Command>>,
     ) -> Dedicated {
         let opened = vec![None; opening.subscriptions.len()];
         Dedicated {
@@ -160,8 +160,8 @@ impl Dedicated {
             if self.is_done_offline() {
                 return None;
             }
-            let attempt = attempt(self.setup.clone(), self.connecting(), back_off(self.attempts));
-            tokio::pin!(attempt);
+            // On the heap, as it is gone while the link is up.
+            let mut attempt = Box::pin(attempt(self.setup.clone(), self.connecting(), back_off(self.attempts)));
             let result = loop {
                 let deadline = self.offline_deadline();
                 select! {
@@ -272,6 +272,11 @@ impl Dedicated {
                 clock.pinged = clock.pinged.map(|_| Instant::now());
             }
             self.set_timer(timer.as_mut(), connection, clock);
+            if self.outgoing.is_empty() {
+                // Most links rest most of the time: they keep no tables for it.
+                self.outgoing.shrink();
+                self.origins.shrink_to_fit();
+            }
             select! {
                 turn = connection.turn(may_read) => {
                     clock.stuck_since = None;
@@ -364,7 +369,7 @@ impl Dedicated {
                             self.opened[index] = Some(Ok(granted));
                         }
                     }
-                    self.ask_subscribe(Origin::Opening(index, subscription));
+                    self.ask_subscribe(Origin::Opening(index, Box::new(subscription)));
                 }
             }
         }
@@ -388,7 +393,7 @@ impl Dedicated {
             let filter = &subscription.filter;
             let asked = |origin: &Origin| matches!(origin, Origin::Restore(other) | Origin::Opening(_, other) if other.filter == *filter);
             if !self.origins.values().any(asked) {
-                self.ask_subscribe(Origin::Restore(subscription));
+                self.ask_subscribe(Origin::Restore(Box::new(subscription)));
             }
         }
         self.restoring = self.origins.values().filter(|origin| matches!(origin, Origin::Restore(_))).count();
@@ -428,11 +433,11 @@ impl Dedicated {
         self.ask(request, origin);
     }
 
-    fn on_command(&mut self, command: Option<Command>, connection: Option<&mut Connection>) {
-        match command.unwrap_or(Command::End(Close::Fault)) {
+    fn on_command(&mut self, command: Option<Box<Command>>, connection: Option<&mut Connection>) {
+        match command.map_or(Command::End(Close::Fault), |command| *command) {
             Command::Publish(id, message) => self.on_publish_command(id, message, connection),
             Command::Subscribe(id, subscription) => match self.judge_filter(&subscription) {
-                Ok(()) => self.ask_subscribe(Origin::Subscribe(id, subscription)),
+                Ok(()) => self.ask_subscribe(Origin::Subscribe(id, Box::new(subscription))),
                 Err(refusal) => self.downlink.tell(Event::Subscribed(id, Err(refusal))),
             },
             Command::Unsubscribe(id, filter) => self.on_unsubscribe_command(id, filter),
@@ -648,7 +653,7 @@ impl Dedicated {
                 // The session was told that it failed, so it must not be in force.
                 None if late => self.ask(Request::Unsubscribe(subscription.filter), Origin::Own),
                 None => {
-                    self.insert(subscription, granted);
+                    self.insert(*subscription, granted);
                     self.downlink.tell(Event::Subscribed(id, Ok(granted)));
                 }
                 Some(_) if late => {}
@@ -657,7 +662,7 @@ impl Dedicated {
             Some(Origin::Opening(index, subscription)) => {
                 let result = match refusal {
                     None => {
-                        self.insert(subscription, granted);
+                        self.insert(*subscription, granted);
                         Ok(granted)
                     }
                     Some(refusal) => {
@@ -672,7 +677,7 @@ impl Dedicated {
             }
             Some(Origin::Restore(subscription)) => {
                 match refusal {
-                    None => self.insert(subscription, granted),
+                    None => self.insert(*subscription, granted),
                     Some(refusal) => {
                         self.remove(&subscription.filter);
                         self.downlink.tell(Event::SubscriptionLost(subscription.filter, refusal));

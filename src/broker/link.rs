@@ -106,7 +106,7 @@ pub struct Abilities {
 #[derive(Debug)]
 pub struct Link {
     /// Waits while the broker's side is behind, so that a browser is read no faster than the broker takes.
-    pub commands: mpsc::Sender<Command>,
+    pub commands: mpsc::Sender<Box<Command>>,
     /// What comes down.
     pub downlink: Arc<Downlink>,
 }

@@ -19,7 +19,7 @@ use crate::wire::Close;
 use crate::wire::negotiate::negotiate;
 
 /// Small, so that an idle session is; a larger frame makes them grow.
-const READ_BUFFER: usize = 4096;
+const READ_BUFFER: usize = 2048;
 const WRITE_BUFFER: usize = 16 * 1024;
 
 /// Agrees on a subprotocol and starts the session.

@@ -290,6 +290,13 @@ impl Outgoing {
         self.publishes.len()
     }
 
+    /// Gives back the memory of what is over.
+    pub fn shrink(&mut self) {
+        self.ids.shrink_to_fit();
+        self.publishes.shrink_to_fit();
+        self.subscriptions.shrink_to_fit();
+    }
+
     /// Nothing was asked that has no answer.
     pub fn is_empty(&self) -> bool {
         self.requests.is_empty()

@@ -145,7 +145,7 @@ impl Drop for Attached {
         let (commands, handle, close) = (self.link.commands.clone(), self.link.handle(), self.close);
         let context = self.context.clone();
         self.context.tasks.spawn(async move {
-            let _ = commands.send(Command::End(close)).await;
+            let _ = commands.send(Box::new(Command::End(close))).await;
             handle.ended().await;
             context.roster.leave(&place);
         });
@@ -224,7 +224,7 @@ struct Open<'a, S> {
     link: &'a Link,
     context: &'a Context,
     /// For the broker's side, as it has room.
-    commands: VecDeque<Command>,
+    commands: VecDeque<Box<Command>>,
     /// What is being written.
     batch: Batch,
     last_life: Instant,
@@ -276,6 +276,7 @@ impl<'a, S: Socket> Open<'a, S> {
                 timer.as_mut().reset(wake);
             }
             let may_read = self.commands.is_empty();
+            self.state.shrink();
             select! {
                 turn = self.peer.turn(may_read) => match turn? {
                     Turn::Flushed { frames } => self.on_flushed(frames),

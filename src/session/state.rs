@@ -25,7 +25,7 @@ pub enum Effect {
     /// The client is told.
     Reply(Reply),
     /// The broker is asked.
-    Ask(Command),
+    Ask(Box<Command>),
     /// The broker is told that the client has these.
     Confirm(Receipt),
     /// The broker confirmed a publish after so long.
@@ -155,7 +155,7 @@ impl State {
         if let Some(msgid) = msgid {
             self.publishes.unanswered.insert(msgid, request);
         }
-        vec![Effect::Ask(Command::Publish(request, message))]
+        vec![Effect::Ask(Box::new(Command::Publish(request, message)))]
     }
 
     fn judge(&self, message: &Message) -> Result<(), Refusal> {
@@ -213,7 +213,7 @@ impl State {
                     match serve(self, list, index, entry) {
                         Err(refusal) => Some(TopicResult::refused(&topic, refusal)),
                         Ok(command) => {
-                            effects.push(Effect::Ask(command));
+                            effects.push(Effect::Ask(Box::new(command)));
                             None
                         }
                     }
@@ -223,6 +223,17 @@ impl State {
         self.lists.insert(list, List { msgid, results, is_subscribe });
         effects.extend(self.answer_list(list));
         effects
+    }
+
+    /// Gives back the memory of what is over.
+    pub fn shrink(&mut self) {
+        if self.requests.is_empty() {
+            self.requests.shrink_to_fit();
+            self.lists.shrink_to_fit();
+        }
+        if self.unacked.is_empty() {
+            self.unacked.shrink_to_fit();
+        }
     }
 
     /// Takes up what the broker's side tells.
