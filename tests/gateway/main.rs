@@ -6,3 +6,4 @@ mod bridge;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
 mod real_input;
+mod start;

@@ -109,9 +109,19 @@ impl Gateway {
         self.child.kill().await.expect("killed");
     }
 
-    /// SIGTERM.
+    /// SIGTERM, and the end.
     pub async fn stop(&mut self) -> ExitStatus {
+        self.terminate().await;
+        self.end().await
+    }
+
+    /// SIGTERM.
+    pub async fn terminate(&self) {
         terminate(&self.child).await;
+    }
+
+    /// How the process ends.
+    pub async fn end(&mut self) -> ExitStatus {
         timeout(PATIENCE, self.child.wait()).await.expect("in time").expect("waited for")
     }
 }
