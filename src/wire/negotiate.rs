@@ -39,8 +39,8 @@ mod tests {
 
     #[test]
     fn the_offer_decides() {
-        let cases: [(&[&str], Option<(Option<&str>, bool)>); 9] = [
-            (&[], Some((None, false))),
+        let cases = [
+            ([].as_slice(), Some((None, false))),
             (&["tidegate.v1.json"], Some((Some(JSON), false))),
             (&["mqtt, tidegate.v1.json"], Some((Some(JSON), false))),
             (&["mqtt", "tidegate.v1.json"], Some((Some(JSON), false))),
