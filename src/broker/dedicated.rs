@@ -261,6 +261,8 @@ impl Dedicated {
     async fn serve(&mut self, connection: &mut Connection, clock: &mut Clock) -> Result<(), Lost> {
         let timer = sleep(Duration::ZERO);
         tokio::pin!(timer);
+        // What the broker sent right behind its CONNACK has been read already.
+        self.on_read(connection, clock)?;
         loop {
             self.write_due(connection);
             if self.is_leaving(connection) {
