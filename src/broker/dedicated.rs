@@ -430,8 +430,12 @@ impl Dedicated {
             unreachable!("only these subscribe")
         };
         let filter = subscription.filter.clone();
-        let request =
-            Request::Subscribe { subscription_id: subscription_id(&filter), options: subscription.options, filter };
+        let mut options = subscription.options;
+        if filter.is_shared() {
+            // Not every broker knows that these get no stored messages (MQTT 5 section 4.8.2); Mosquitto 2.0.11 doesn't.
+            options.retain_handling = 2;
+        }
+        let request = Request::Subscribe { subscription_id: subscription_id(&filter), options, filter };
         self.ask(request, origin);
     }
 
