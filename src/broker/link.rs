@@ -234,18 +234,21 @@ impl Downlink {
         std::mem::take(&mut self.lock().events)
     }
 
-    /// Session: deliveries up to roughly that many bytes, and how many were dropped since the last time.
-    pub fn take(&self, bytes: usize) -> (Vec<Delivery>, u64) {
+    /// Session: what happened, deliveries up to roughly that many bytes if any are wanted, and how many were dropped since the
+    /// last time.
+    ///
+    /// One look at both, so that what a delivery follows from is always told before it.
+    pub fn take(&self, bytes: Option<usize>) -> (VecDeque<Event>, Vec<Delivery>, u64) {
         let mut state = self.lock();
         let was_full = state.outbox.is_full(&self.config);
         let before = (state.outbox.len(), state.outbox.bytes());
-        let taken = state.outbox.take(bytes);
+        let taken = bytes.map_or_else(Vec::new, |bytes| state.outbox.take(bytes));
         let dropped = state.outbox.take_dropped();
         metrics::outbox_changed(before, (state.outbox.len(), state.outbox.bytes()));
         if was_full {
             self.to_link.notify_one();
         }
-        (taken, dropped)
+        (std::mem::take(&mut state.events), taken, dropped)
     }
 
     /// Session: whether events or deliveries wait.

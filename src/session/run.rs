@@ -291,7 +291,7 @@ impl<'a, S: Socket> Open<'a, S> {
                         (Ok(_), None) => {}
                     }
                 }
-                () = self.link.downlink.to_session.notified() => self.on_events()?,
+                () = self.link.downlink.to_session.notified() => self.on_events(self.link.downlink.take_events())?,
                 () = timer.as_mut() => self.on_timer()?,
                 () = self.context.closing.cancelled() => {
                     self.peer.reply(Reply::Bye { reason: "shutdown", reconnect_after: reconnect_after() });
@@ -303,8 +303,10 @@ impl<'a, S: Socket> Open<'a, S> {
 
     /// Takes all that waits for the browser and encodes it.
     fn fill(&mut self) -> Result<(), Close> {
-        self.on_events()?;
-        let (deliveries, dropped) = self.link.downlink.take(BATCH);
+        // The answer to several filters precedes what the first of them bring, unless that is more than may be held.
+        let holds = self.state.is_subscribing() && !self.link.downlink.is_full();
+        let (events, deliveries, dropped) = self.link.downlink.take(if holds { None } else { Some(BATCH) });
+        self.on_events(events)?;
         self.tell_drops(dropped);
         for delivery in deliveries {
             self.peer.writing.push(Outbound::Text(json::delivery(
@@ -350,8 +352,8 @@ impl<'a, S: Socket> Open<'a, S> {
         self.carry_out(effects)
     }
 
-    fn on_events(&mut self) -> Result<(), Close> {
-        for event in self.link.downlink.take_events() {
+    fn on_events(&mut self, events: VecDeque<Event>) -> Result<(), Close> {
+        for event in events {
             let effects = self.state.on_event(event, StdInstant::now());
             self.carry_out(effects)?;
         }

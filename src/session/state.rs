@@ -323,6 +323,11 @@ impl State {
         self.answer_list(list).into_iter().collect()
     }
 
+    /// A `subscribe` of several filters is not answered yet: some may be in force at the broker already.
+    pub fn is_subscribing(&self) -> bool {
+        self.lists.values().any(|list| list.is_subscribe && list.results.len() > 1)
+    }
+
     fn answer_list(&mut self, list: RequestId) -> Option<Effect> {
         if !self.lists.get(&list)?.results.iter().all(Option::is_some) {
             return None;
