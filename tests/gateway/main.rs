@@ -3,7 +3,13 @@
 mod support;
 
 mod bridge;
+mod delivery;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
+mod outage;
 mod real_input;
+mod resume;
 mod start;
+mod subscriptions;
+mod takeover;
+mod wills;

@@ -122,6 +122,26 @@ impl Browser {
         assert_eq!(ack["msgid"], json!(msgid));
     }
 
+    /// Sends a frame, and gives back what comes next.
+    pub async fn ask(&mut self, frame: Value) -> Value {
+        self.send(frame).await;
+        self.next().await
+    }
+
+    /// The next deliveries, with no other frame between them.
+    pub async fn deliveries(&mut self, count: usize) -> Vec<Value> {
+        let mut deliveries = Vec::with_capacity(count);
+        for _ in 0..count {
+            deliveries.push(self.expect("mqtt").await);
+        }
+        deliveries
+    }
+
+    /// The payloads of the next deliveries.
+    pub async fn payloads(&mut self, count: usize) -> Vec<Value> {
+        self.deliveries(count).await.into_iter().map(|frame| frame["payload"].clone()).collect()
+    }
+
     /// Topic and payload of the next delivery.
     pub async fn next_delivery(&mut self) -> (String, String) {
         let frame = self.expect("mqtt").await;

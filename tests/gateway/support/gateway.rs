@@ -75,6 +75,16 @@ impl Gateway {
         browser
     }
 
+    /// A browser that opens its session with this `auth`, and the `welcome` it gets.
+    pub async fn open(&self, mut auth: serde_json::Value) -> (Browser, serde_json::Value) {
+        let mut browser = self.connect().await;
+        auth["type"] = serde_json::json!("auth");
+        browser.send(auth).await;
+        browser.expect("auth_response").await;
+        let welcome = browser.expect("welcome").await;
+        (browser, welcome)
+    }
+
     /// A browser with a WebSocket on which nothing was said.
     pub async fn connect(&self) -> Browser {
         Browser::connect(&self.address, &["tidegate.v1.json"]).await

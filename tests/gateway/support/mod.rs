@@ -4,11 +4,13 @@ mod browser;
 mod device;
 mod gateway;
 mod mosquitto;
+mod proxy;
 
 pub use browser::Browser;
 pub use device::Device;
 pub use gateway::Gateway;
 pub use mosquitto::Mosquitto;
+pub use proxy::{Kind, Proxy, Way};
 
 use std::net::TcpListener;
 use std::time::Duration;
