@@ -174,20 +174,21 @@ async fn unknown_subscriptions_come_in_the_default_contract_and_are_acked_as_aut
 async fn a_session_is_kept_as_long_as_it_asked_for() {
     let mosquitto = Mosquitto::start().await;
     let house = Gateway::before(&mosquitto).await;
-    for vanish in [false, true] {
-        let auth = json!({"clientId": format!("anna {vanish}"), "clean": false, "sessionExpiry": 1});
-        let (browser, _) = house.open(auth.clone()).await;
-        browser.leave().await;
-        let (browser, welcome) = house.open(auth.clone()).await;
-        assert_eq!(welcome["sessionPresent"], true, "within its time");
-        if vanish {
+    let auth = |client_id| json!({"clientId": client_id, "clean": false, "sessionExpiry": 1});
+    for client_id in ["anna", "ben"] {
+        house.open(auth(client_id)).await.0.leave().await;
+        let (browser, welcome) = house.open(auth(client_id)).await;
+        assert_eq!(welcome["sessionPresent"], true, "{client_id}, within its time");
+        if client_id == "anna" {
             browser.vanish();
         } else {
             browser.leave().await;
         }
-        // Coming back would begin the time anew.
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        assert_eq!(house.open(auth).await.1["sessionPresent"], false, "after its time");
+    }
+    // Coming back to look would begin the time anew.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    for client_id in ["anna", "ben"] {
+        assert_eq!(house.open(auth(client_id)).await.1["sessionPresent"], false, "{client_id}, after its time");
     }
 }
 
@@ -216,4 +217,26 @@ async fn a_clean_session_leaves_nothing_and_finds_nothing() {
     let (mut browser, welcome) = house.open(clean).await;
     assert_eq!(welcome["sessionPresent"], false);
     browser.publish("post/1", "nobody subscribed", 1).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_stopped_leaves_its_sessions_to_the_next() {
+    let mosquitto = Mosquitto::start().await;
+    let (mut first, second) = (Gateway::before(&mosquitto).await, Gateway::before(&mosquitto).await);
+    let mut auth = kept("anna");
+    auth["subscriptions"] = json!([{"topic": "job/#", "qos": 1, "ack": "manual", "sid": 1}]);
+    let (mut browser, _) = first.open(auth.clone()).await;
+    let mut boss = second.browser().await;
+    boss.publish("job/1", "before", 1).await;
+    let before = browser.expect("mqtt").await;
+    assert!(first.stop().await.success());
+    browser.expect("bye").await;
+    assert_eq!(browser.closed().await, 1001);
+    boss.publish("job/1", "meanwhile", 1).await;
+    let (mut browser, welcome) = second.open(auth).await;
+    assert_eq!(welcome["sessionPresent"], true);
+    let frames = browser.deliveries(2).await;
+    assert_eq!(payloads(&frames), ["before", "meanwhile"]);
+    assert_eq!((&frames[0]["dup"], &frames[0]["msgid"]), (&json!(true), &before["msgid"]));
+    assert_eq!(frames[1].get("dup"), None);
 }

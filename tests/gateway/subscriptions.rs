@@ -330,3 +330,26 @@ async fn subscribed_precedes_every_delivery_of_its_subscriptions() {
     stop.cancel();
     flood.await.expect("it published");
 }
+
+#[tokio::test]
+async fn more_stored_messages_than_may_be_held_come_all_the_same() {
+    let mosquitto = Mosquitto::start().await;
+    let house = Gateway::start(&mosquitto.url(), "[delivery]\nmax_queued = 10").await;
+    let mut keeper = house.browser().await;
+    for number in 0..200 {
+        let topic = format!("stored/{number}");
+        let frame =
+            json!({"type": "publish", "topic": topic, "payload": number, "retain": true, "qos": 1, "msgid": number});
+        assert_eq!(keeper.ask(frame).await["type"], "ack");
+    }
+    let mut browser = house.browser().await;
+    browser.send(json!({"type": "subscribe", "topics": [{"topic": "stored/+", "qos": 1}, "stored/#"]})).await;
+    let (mut stored, mut answered) = (0, false);
+    while stored < 400 || !answered {
+        let frame = browser.next().await;
+        answered |= frame["type"] == "subscribed";
+        if frame["retain"] == true {
+            stored += 1;
+        }
+    }
+}
