@@ -13,15 +13,22 @@ pub use mosquitto::Mosquitto;
 pub use proxy::{Kind, Proxy, Way};
 
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long anything may take before a scene fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A port that was free a moment ago.
+/// A port for a server that is started later, and perhaps again: below those that the system hands out by itself, each only once.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = std::process::id() * 97 + TAKEN.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + (number % 20_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Polls until the claim holds.
