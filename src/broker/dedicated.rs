@@ -89,11 +89,24 @@ struct Dedicated {
 enum Origin {
     Publish(RequestId),
     Subscribe(RequestId, Box<Subscription>),
-    Unsubscribe(RequestId),
+    Unsubscribe(RequestId, TopicFilter),
     Opening(usize, Box<Subscription>),
     Restore(Box<Subscription>),
     /// Nobody waits for the answer.
     Own,
+}
+
+impl Origin {
+    /// The filter that the request is about, if somebody waits for its answer.
+    fn filter(&self) -> Option<&TopicFilter> {
+        match self {
+            Origin::Subscribe(_, subscription) | Origin::Opening(_, subscription) | Origin::Restore(subscription) => {
+                Some(&subscription.filter)
+            }
+            Origin::Unsubscribe(_, filter) => Some(filter),
+            Origin::Publish(_) | Origin::Own => None,
+        }
+    }
 }
 
 /// How far an ended session has got.
@@ -391,10 +404,8 @@ impl Dedicated {
         let all: Vec<_> = self.subscriptions.iter().cloned().collect();
         self.restoring = 0;
         for subscription in all {
-            // One that waits for its answer is asked for again by itself.
-            let filter = &subscription.filter;
-            let asked = |origin: &Origin| matches!(origin, Origin::Restore(other) | Origin::Opening(_, other) if other.filter == *filter);
-            if !self.origins.values().any(asked) {
+            // A request for the filter that waits for its answer is made again by itself, and goes before what was.
+            if !self.origins.values().any(|origin| origin.filter() == Some(&subscription.filter)) {
                 self.ask_subscribe(Origin::Restore(Box::new(subscription)));
             }
         }
@@ -483,7 +494,7 @@ impl Dedicated {
             let subscription_id = subscription_id(&filter);
             self.ask(Request::Subscribe { filter: filter.clone(), options, subscription_id }, Origin::Own);
         }
-        self.ask(Request::Unsubscribe(filter), Origin::Unsubscribe(id));
+        self.ask(Request::Unsubscribe(filter.clone()), Origin::Unsubscribe(id, filter));
     }
 
     /// What the broker said that it does not take must not be sent: it would end the connection.
@@ -651,13 +662,13 @@ impl Dedicated {
     }
 
     fn on_subscription_answer(&mut self, id: PacketId, reason: Reason) {
-        let Some((request, asked, late)) = self.outgoing.on_suback(id) else { return };
+        let Some((request, _, late)) = self.outgoing.on_suback(id) else { return };
         let refusal = (!reason.is_success()).then(|| Refusal::from_reason(reason));
         let granted = Qos::from_number(reason.0.into()).unwrap_or_default();
         match self.origins.remove(&request) {
             Some(Origin::Subscribe(id, subscription)) => match refusal {
                 // The session was told that it failed, so it must not be in force.
-                None if late => self.ask(Request::Unsubscribe(subscription.filter), Origin::Own),
+                None if late => self.take_back(subscription.filter),
                 None => {
                     self.insert(*subscription, granted);
                     self.downlink.tell(Event::Subscribed(id, Ok(granted)));
@@ -694,11 +705,9 @@ impl Dedicated {
                     self.downlink.tell(Event::Up { session_present: false });
                 }
             }
-            Some(Origin::Unsubscribe(id)) => {
-                if refusal.is_none()
-                    && let Request::Unsubscribe(filter) = &asked
-                {
-                    self.remove(filter);
+            Some(Origin::Unsubscribe(id, filter)) => {
+                if refusal.is_none() {
+                    self.remove(&filter);
                 }
                 if !late {
                     self.downlink.tell(Event::Answered(id, refusal.map_or(Ok(()), Err)));
@@ -706,6 +715,20 @@ impl Dedicated {
             }
             Some(Origin::Publish(_) | Origin::Own) | None => {}
         }
+    }
+
+    /// Puts the broker back to what the session knows of a filter: its earlier subscription, or none.
+    fn take_back(&mut self, filter: TopicFilter) {
+        let earlier = self.subscriptions.iter().find(|earlier| earlier.filter == filter);
+        let request = match earlier.map(|earlier| earlier.options) {
+            Some(options) => Request::Subscribe {
+                subscription_id: subscription_id(&filter),
+                options: SubscribeOptions { retain_handling: 2, ..options },
+                filter,
+            },
+            None => Request::Unsubscribe(filter),
+        };
+        self.ask(request, Origin::Own);
     }
 
     fn on_outcomes(&mut self, outcomes: impl IntoIterator<Item = (RequestId, Outcome)>) {
@@ -718,7 +741,7 @@ impl Dedicated {
                 (Origin::Publish(request), Err(refusal)) if overdue => {
                     self.downlink.tell(Event::Overdue(*request, refusal))
                 }
-                (Origin::Publish(request) | Origin::Unsubscribe(request), result) => {
+                (Origin::Publish(request) | Origin::Unsubscribe(request, _), result) => {
                     self.downlink.tell(Event::Answered(*request, result));
                 }
                 (Origin::Subscribe(request, _), Err(refusal)) => {

@@ -346,3 +346,51 @@ async fn a_delivery_comes_once_wherever_the_link_was_cut() {
         browser.leave().await;
     }
 }
+
+#[tokio::test]
+async fn what_was_asked_while_the_broker_was_away_outlives_what_is_restored() {
+    let mut mosquitto = Mosquitto::start().await;
+    let house = Gateway::before(&mosquitto).await;
+    let mut browser = house.browser().await;
+    browser.subscribe_with(json!({"topics": [{"topic": "changed", "sid": 1}, {"topic": "ended", "sid": 2}, {"topic": "kept", "sid": 3}]})).await;
+    mosquitto.kill().await;
+    is_down(&mut browser).await;
+    browser.send(json!({"type": "subscribe", "topic": "changed", "sid": 4, "qos": 1, "format": "json"})).await;
+    browser.send(json!({"type": "unsubscribe", "topic": "ended"})).await;
+    assert_eq!(browser.ask(json!({"type": "ping"})).await["type"], "pong");
+    mosquitto.restart().await;
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        answers.push(browser.next().await["type"].to_string());
+    }
+    answers.sort_unstable();
+    assert_eq!(answers, [r#""broker""#, r#""subscribed""#, r#""unsubscribed""#]);
+    for topic in ["ended", "changed", "kept"] {
+        Device::publish(mosquitto.port, &["-q", "1", "-t", topic, "-m", "1"]).await;
+    }
+    let frames = browser.deliveries(2).await;
+    let seen: Vec<_> = frames.iter().map(|frame| (&frame["sids"], &frame["qos"], &frame["payload"])).collect();
+    assert_eq!(seen, [(&json!([4]), &json!(1), &json!(1)), (&json!([3]), &json!(0), &json!("1"))]);
+}
+
+#[tokio::test]
+async fn a_subscribe_that_took_too_long_leaves_the_earlier_one_in_force() {
+    let mosquitto = Mosquitto::start().await;
+    let proxy = Proxy::before(mosquitto.port).await;
+    let house = Gateway::start(&proxy.url(), "[broker]\nrequest_timeout = 0.5").await;
+    let mut browser = house.browser().await;
+    browser.subscribe_with(json!({"topic": "post", "sid": 1, "qos": 1})).await;
+    proxy.hold();
+    let answer = browser.ask(json!({"type": "subscribe", "topics": [{"topic": "post", "sid": 2}, "new"]})).await;
+    assert_eq!((&answer["topics"][0]["error"], &answer["topics"][1]["error"]), (&json!("timeout"), &json!("timeout")));
+    proxy.resume();
+    // The first is answered behind the late answers, the second behind what takes them back.
+    for payload in ["1", "2"] {
+        browser.publish("done", payload, 1).await;
+    }
+    for topic in ["new", "post"] {
+        Device::publish(mosquitto.port, &["-q", "1", "-t", topic, "-m", topic]).await;
+    }
+    let frame = browser.expect("mqtt").await;
+    assert_eq!((&frame["payload"], &frame["sids"], &frame["qos"]), (&json!("post"), &json!([1]), &json!(1)));
+}
