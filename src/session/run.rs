@@ -293,10 +293,7 @@ impl<'a, S: Socket> Open<'a, S> {
                 }
                 () = self.link.downlink.to_session.notified() => self.on_events(self.link.downlink.take_events())?,
                 () = timer.as_mut() => self.on_timer()?,
-                () = self.context.closing.cancelled() => {
-                    self.peer.reply(Reply::Bye { reason: "shutdown", reconnect_after: reconnect_after() });
-                    return Err(Close::Drain);
-                }
+                () = self.context.closing.cancelled() => return Err(Close::Drain),
             }
         }
     }
@@ -488,10 +485,13 @@ impl<S: Socket> Peer<S> {
         self.reply(reply);
     }
 
-    /// Writes what waits, and the Close frame.
+    /// Writes what waits, the `bye` of a drain, and the Close frame.
     async fn close(&mut self, close: Close) {
         if close == Close::Lost {
             return;
+        }
+        if close == Close::Drain {
+            self.reply(Reply::Bye { reason: "drain", reconnect_after: reconnect_after() });
         }
         if close.is_told() {
             self.writing.push(Outbound::Close(close));

@@ -67,7 +67,7 @@ async fn a_will_is_not_published_after_a_close_frame_or_a_drain() {
     kept["clean"] = json!(false);
     let (mut other, _) = house.open(kept).await;
     assert!(house.stop().await.success());
-    assert_eq!(browser.expect("bye").await["reason"], "shutdown");
+    assert_eq!(browser.expect("bye").await["reason"], "drain");
     assert_eq!((browser.closed().await, other.closed().await), (1001, 1001));
     Device::publish(mosquitto.port, &["-q", "2", "-t", "will/none", "-m", "published"]).await;
     assert_eq!(watch.next().await, "will/none published");
