@@ -1,6 +1,7 @@
 //! From the text that a client sent to the frame it means, or to a refusal that says what to mend.
 
 use bytes::Bytes;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::fields::{Fields, duplicate, fits_packet, is_plain, must_be};
@@ -11,7 +12,7 @@ use crate::wire::frame::{Ack, Asked, Auth, ClientFrame, Contract, Format, MsgId,
 use crate::wire::{Code, Refusal};
 
 /// The largest integer that JavaScript holds exactly.
-const MAX_SAFE_INTEGER: i64 = (1 << 53) - 1;
+const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 const MAX_MSGID_CHARS: usize = 64;
 const MAX_CLIENT_ID_BYTES: usize = 256;
 /// Seconds that a session is kept where the client wants it kept and does not say how long.
@@ -32,9 +33,11 @@ pub fn decode(text: &str) -> Result<(ClientFrame, Option<MsgId>), Undecoded> {
         }
     }
     let fields: Fields = serde_json::from_str(text).map_err(|error| {
-        unreadable(match error.is_data() {
-            true => Refusal::invalid_frame("A frame is one JSON object."),
-            false => Refusal::new(Code::InvalidJson, format!("The frame is no JSON: {error}.")),
+        // What is no object is not read to its end.
+        let flaw = if error.is_data() { serde_json::from_str::<IgnoredAny>(text).err() } else { Some(error) };
+        unreadable(match flaw {
+            None => Refusal::invalid_frame("A frame is one JSON object."),
+            Some(error) => Refusal::new(Code::InvalidJson, format!("The frame is no JSON: {error}.")),
         })
     })?;
     let is_auth = fields
@@ -55,8 +58,8 @@ fn frame(fields: &Fields) -> Result<ClientFrame, Refusal> {
     let kind: String = fields.get("type", "a string")?.ok_or_else(|| must_be("type", "there: it names the frame"))?;
     match kind.as_str() {
         "auth" => auth(fields).map(Box::new).map(ClientFrame::Auth),
-        "subscribe" => asked(fields, subscription).map(ClientFrame::Subscribe),
-        "unsubscribe" => asked(fields, |_, filter| Ok(Ok(filter))).map(ClientFrame::Unsubscribe),
+        "subscribe" => subscribe(fields).map(ClientFrame::Subscribe),
+        "unsubscribe" => unsubscribe(fields).map(ClientFrame::Unsubscribe),
         "publish" => message(fields).map(ClientFrame::Publish),
         "ack" => acked(fields).map(ClientFrame::Ack),
         "ping" => Ok(ClientFrame::Ping),
@@ -83,9 +86,14 @@ fn msgid_of(raw: &RawValue) -> Result<MsgId, Refusal> {
             .filter(|text| text.chars().count() <= MAX_MSGID_CHARS)
             .map(|text| MsgId::Text(text.into()))
     } else {
-        serde_json::from_str::<i64>(raw.get()).ok().filter(|number| number.abs() <= MAX_SAFE_INTEGER).map(MsgId::Number)
+        serde_json::from_str::<i64>(raw.get()).ok().filter(is_safe).map(MsgId::Number)
     };
     id.ok_or_else(|| must_be("msgid", must))
+}
+
+/// JavaScript holds it exactly.
+fn is_safe(number: &i64) -> bool {
+    number.unsigned_abs() <= MAX_SAFE_INTEGER
 }
 
 fn auth(fields: &Fields) -> Result<Auth, Refusal> {
@@ -104,7 +112,7 @@ fn auth(fields: &Fields) -> Result<Auth, Refusal> {
         None => Vec::new(),
         Some(raw) => list(raw, "subscriptions")?
             .into_iter()
-            .map(|entry| match asked_entry(entry, subscription)? {
+            .map(|raw| match subscription(entry(raw)?, Options::default())? {
                 Asked::Valid(subscription) => Ok(subscription),
                 Asked::Invalid { refusal, .. } => Err(refusal),
             })
@@ -117,7 +125,7 @@ fn auth(fields: &Fields) -> Result<Auth, Refusal> {
         session_expiry: if clean { 0 } else { session_expiry.unwrap_or(DEFAULT_SESSION_EXPIRY) },
         will,
         subscriptions,
-        ack: ack_option(fields)?,
+        ack: ack_option(fields)?.unwrap_or_default(),
     })
 }
 
@@ -133,61 +141,60 @@ fn will(raw: &RawValue) -> Result<Will, Refusal> {
     Ok(Will { message, delay: fields.get("delay", "a number of seconds from 0 to 4294967295")?.unwrap_or(0) })
 }
 
+fn subscribe(fields: &Fields) -> Result<Vec<Asked<Subscription>>, Refusal> {
+    let defaults = Options::default().with(fields)?;
+    entries(fields)?.into_iter().map(|entry| subscription(entry, defaults)).collect()
+}
+
+fn unsubscribe(fields: &Fields) -> Result<Vec<Asked<TopicFilter>>, Refusal> {
+    let asked = |Entry { topic, .. }| match filter(&topic) {
+        Ok(filter) => Asked::Valid(filter),
+        Err(refusal) => Asked::Invalid { topic, refusal },
+    };
+    Ok(entries(fields)?.into_iter().map(asked).collect())
+}
+
+/// A filter as the client wrote it, and the fields that stand beside it.
+struct Entry<'a> {
+    topic: String,
+    fields: Fields<'a>,
+}
+
 /// `topic` or `topics`: one filter, or a list of filters and of objects with a filter and options.
-fn asked<T>(
-    fields: &Fields,
-    build: impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>,
-) -> Result<Vec<Asked<T>>, Refusal> {
-    match (fields.raw("topic"), fields.raw("topics")) {
-        (Some(_), None) => Ok(vec![asked_fields(fields, &build)?]),
-        (None, Some(raw)) => {
-            let entries = list(raw, "topics")?;
-            if entries.is_empty() {
-                return Err(must_be("topics", "a list of at least one filter"));
-            }
-            entries.into_iter().map(|entry| asked_entry(entry, &build)).collect()
-        }
+fn entries<'a>(fields: &Fields<'a>) -> Result<Vec<Entry<'a>>, Refusal> {
+    match (fields.get("topic", "a string")?, fields.raw("topics")) {
+        (Some(topic), None) => Ok(vec![Entry { topic, fields: Fields::default() }]),
+        (None, Some(raw)) => match list(raw, "topics")? {
+            raws if raws.is_empty() => Err(must_be("topics", "a list of at least one filter")),
+            raws => raws.into_iter().map(entry).collect(),
+        },
         (Some(_), Some(_)) => Err(Refusal::invalid_frame("Send `topic` or `topics`, not both.")),
         (None, None) => Err(Refusal::invalid_frame("Send the filter as `topic`, or several as `topics`.")),
     }
 }
 
-fn asked_entry<T>(
-    entry: &RawValue,
-    build: impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>,
-) -> Result<Asked<T>, Refusal> {
-    if entry.get().starts_with('"') {
-        let topic: String =
-            serde_json::from_str(entry.get()).map_err(|_| must_be("topics", "a list of strings or objects"))?;
-        return asked_filter(topic, &Fields::default(), &build);
+fn entry(raw: &RawValue) -> Result<Entry<'_>, Refusal> {
+    if raw.get().starts_with('"') {
+        let topic = serde_json::from_str(raw.get()).map_err(|_| must_be("topics", "a list of strings or objects"))?;
+        return Ok(Entry { topic, fields: Fields::default() });
     }
-    asked_fields(&Fields::of(entry, "An entry of a list of topics, unless it is a string,")?, &build)
+    let fields = Fields::of(raw, "An entry of a list of topics, unless it is a string,")?;
+    let topic = fields.get("topic", "a string")?.ok_or_else(|| must_be("topic", "there: it is the filter"))?;
+    Ok(Entry { topic, fields })
 }
 
-fn asked_fields<T>(
-    fields: &Fields,
-    build: &impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>,
-) -> Result<Asked<T>, Refusal> {
-    let topic: String = fields.get("topic", "a string")?.ok_or_else(|| must_be("topic", "there: it is the filter"))?;
-    asked_filter(topic, fields, build)
-}
-
-fn asked_filter<T>(
-    topic: String,
-    fields: &Fields,
-    build: &impl Fn(&Fields, TopicFilter) -> Result<Result<T, Refusal>, Refusal>,
-) -> Result<Asked<T>, Refusal> {
-    let filter = match TopicFilter::parse(&topic) {
-        Ok(filter) => filter,
-        Err(error) => return Ok(Asked::Invalid { topic, refusal: Refusal::new(Code::InvalidTopic, sentence(&error)) }),
-    };
-    if let Err(refusal) = plain(&topic) {
-        return Ok(Asked::Invalid { topic, refusal });
-    }
-    Ok(match build(fields, filter)? {
-        Ok(valid) => Asked::Valid(valid),
-        Err(refusal) => Asked::Invalid { topic, refusal },
+/// The outer refusal is the frame's, the inner one the entry's.
+fn subscription(entry: Entry, defaults: Options) -> Result<Asked<Subscription>, Refusal> {
+    let options = defaults.with(&entry.fields)?;
+    Ok(match filter(&entry.topic).and_then(|filter| options.of(filter)) {
+        Ok(subscription) => Asked::Valid(subscription),
+        Err(refusal) => Asked::Invalid { topic: entry.topic, refusal },
     })
+}
+
+fn filter(topic: &str) -> Result<TopicFilter, Refusal> {
+    let filter = TopicFilter::parse(topic).map_err(|error| Refusal::new(Code::InvalidTopic, sentence(&error)))?;
+    plain(topic).map(|()| filter)
 }
 
 /// Brokers may end the connection over a topic with a control character or a non-character (MQTT 5 section 1.5.4).
@@ -199,61 +206,76 @@ fn plain(topic: &str) -> Result<(), Refusal> {
     Err(Refusal::new(Code::InvalidTopic, message))
 }
 
-/// The outer refusal is the frame's, the inner one the entry's.
-fn subscription(fields: &Fields, filter: TopicFilter) -> Result<Result<Subscription, Refusal>, Refusal> {
-    for later in ["maxRate", "batch"] {
-        if fields.raw(later).is_some() {
-            return Err(not_yet(later));
+/// What a subscription is, apart from its filter.
+#[derive(Clone, Copy, Default)]
+struct Options {
+    broker: SubscribeOptions,
+    sid: Option<i64>,
+    contract: Contract,
+}
+
+impl Options {
+    /// These, but for those that the fields give.
+    fn with(self, fields: &Fields) -> Result<Options, Refusal> {
+        for later in ["maxRate", "batch"] {
+            if fields.raw(later).is_some() {
+                return Err(not_yet(later));
+            }
         }
+        if fields.get("delta", "true or false")?.unwrap_or(false) {
+            return Err(not_yet("delta"));
+        }
+        if fields.get::<String>("priority", "a string")?.is_some_and(|priority| priority != "normal") {
+            return Err(not_yet("priority"));
+        }
+        let format = match fields.get::<String>("format", "\"text\" or \"json\"")?.as_deref() {
+            None => self.contract.format,
+            Some("text") => Format::Text,
+            Some("json") => Format::Json,
+            Some(_) => return Err(must_be("format", "\"text\" or \"json\"")),
+        };
+        let retain_handling = fields.get("retainHandling", "0, 1 or 2")?.unwrap_or(self.broker.retain_handling);
+        if retain_handling > 2 {
+            return Err(must_be("retainHandling", "0, 1 or 2"));
+        }
+        let sid = fields.get("sid", "an integer")?.or(self.sid);
+        if !sid.as_ref().is_none_or(is_safe) {
+            return Err(must_be("sid", "an integer within ±(2^53−1)"));
+        }
+        let broker = SubscribeOptions {
+            qos: qos(fields)?.unwrap_or(self.broker.qos),
+            no_local: fields.get("noLocal", "true or false")?.unwrap_or(self.broker.no_local),
+            retain_as_published: fields.get("retainAsPublished", "true or false")?.unwrap_or(self.broker.retain_as_published),
+            retain_handling,
+        };
+        Ok(Options { broker, sid, contract: Contract { ack: ack_option(fields)?.unwrap_or(self.contract.ack), format } })
     }
-    if fields.get("delta", "true or false")?.unwrap_or(false) {
-        return Err(not_yet("delta"));
+
+    fn of(self, filter: TopicFilter) -> Result<Subscription, Refusal> {
+        if self.broker.no_local && filter.is_shared() {
+            let message = "A shared subscription can't have noLocal (MQTT 5 section 3.8.3.1); leave one of them out.";
+            return Err(Refusal::invalid_frame(message));
+        }
+        Ok(Subscription { filter, options: self.broker, sid: self.sid, contract: self.contract })
     }
-    if fields.get::<String>("priority", "a string")?.is_some_and(|priority| priority != "normal") {
-        return Err(not_yet("priority"));
-    }
-    let format = match fields.get::<String>("format", "\"text\" or \"json\"")?.as_deref() {
-        None | Some("text") => Format::Text,
-        Some("json") => Format::Json,
-        Some(_) => return Err(must_be("format", "\"text\" or \"json\"")),
-    };
-    let retain_handling = fields.get::<u8>("retainHandling", "0, 1 or 2")?.unwrap_or(0);
-    if retain_handling > 2 {
-        return Err(must_be("retainHandling", "0, 1 or 2"));
-    }
-    let sid = fields.get::<i64>("sid", "an integer")?;
-    if sid.is_some_and(|sid| sid.abs() > MAX_SAFE_INTEGER) {
-        return Err(must_be("sid", "an integer within ±(2^53−1)"));
-    }
-    let options = SubscribeOptions {
-        qos: qos(fields)?,
-        no_local: fields.get("noLocal", "true or false")?.unwrap_or(false),
-        retain_as_published: fields.get("retainAsPublished", "true or false")?.unwrap_or(false),
-        retain_handling,
-    };
-    let contract = Contract { ack: ack_option(fields)?, format };
-    if options.no_local && filter.is_shared() {
-        let message = "A shared subscription can't have noLocal (MQTT 5 section 3.8.3.1); leave one of them out.";
-        return Ok(Err(Refusal::invalid_frame(message)));
-    }
-    Ok(Ok(Subscription { filter, options, sid, contract }))
 }
 
 fn not_yet(option: &str) -> Refusal {
     Refusal::invalid_frame(format!("The option `{option}` is not supported yet; leave it out."))
 }
 
-fn ack_option(fields: &Fields) -> Result<Ack, Refusal> {
+fn ack_option(fields: &Fields) -> Result<Option<Ack>, Refusal> {
     match fields.get::<String>("ack", "\"auto\" or \"manual\"")?.as_deref() {
-        None | Some("auto") => Ok(Ack::Auto),
-        Some("manual") => Ok(Ack::Manual),
+        None => Ok(None),
+        Some("auto") => Ok(Some(Ack::Auto)),
+        Some("manual") => Ok(Some(Ack::Manual)),
         Some(_) => Err(must_be("ack", "\"auto\" or \"manual\"")),
     }
 }
 
-fn qos(fields: &Fields) -> Result<Qos, Refusal> {
-    let number = fields.get::<u64>("qos", "0, 1 or 2")?.unwrap_or(0);
-    Qos::from_number(number).ok_or_else(|| must_be("qos", "0, 1 or 2"))
+fn qos(fields: &Fields) -> Result<Option<Qos>, Refusal> {
+    let number = fields.get::<u64>("qos", "0, 1 or 2")?;
+    number.map(|number| Qos::from_number(number).ok_or_else(|| must_be("qos", "0, 1 or 2"))).transpose()
 }
 
 fn message(fields: &Fields) -> Result<Message, Refusal> {
@@ -265,7 +287,7 @@ fn message(fields: &Fields) -> Result<Message, Refusal> {
     Ok(Message {
         topic,
         payload: payload(raw, fields.get::<String>("encoding", "\"text\", \"json\" or \"base64\"")?.as_deref())?,
-        qos: qos(fields)?,
+        qos: qos(fields)?.unwrap_or_default(),
         retain: fields.get("retain", "true or false")?.unwrap_or(false),
         properties: fields.raw("properties").map(properties).transpose()?.flatten(),
     })
