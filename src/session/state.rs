@@ -305,7 +305,12 @@ impl State {
             return Vec::new();
         };
         let result = match result {
-            Ok(qos) => TopicResult::granted(filter.as_str(), qos),
+            Ok(qos) => {
+                let granted = TopicResult::granted(filter.as_str(), qos);
+                // An earlier request for it may have been denied meanwhile.
+                self.filters.insert(filter);
+                granted
+            }
             Err(refusal) => {
                 if is_new {
                     self.filters.remove(&filter);
