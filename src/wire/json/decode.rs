@@ -245,10 +245,16 @@ impl Options {
         let broker = SubscribeOptions {
             qos: qos(fields)?.unwrap_or(self.broker.qos),
             no_local: fields.get("noLocal", "true or false")?.unwrap_or(self.broker.no_local),
-            retain_as_published: fields.get("retainAsPublished", "true or false")?.unwrap_or(self.broker.retain_as_published),
+            retain_as_published: fields
+                .get("retainAsPublished", "true or false")?
+                .unwrap_or(self.broker.retain_as_published),
             retain_handling,
         };
-        Ok(Options { broker, sid, contract: Contract { ack: ack_option(fields)?.unwrap_or(self.contract.ack), format } })
+        Ok(Options {
+            broker,
+            sid,
+            contract: Contract { ack: ack_option(fields)?.unwrap_or(self.contract.ack), format },
+        })
     }
 
     fn of(self, filter: TopicFilter) -> Result<Subscription, Refusal> {

@@ -113,44 +113,59 @@ mod the_files {
         };
         let text = |id: &str| Some(MsgId::Text(id.into()));
         let number = |id| Some(MsgId::Number(id));
-        let granted = |topics: &[(&str, Qos)]| topics.iter().map(|(topic, qos)| TopicResult::granted(topic, *qos)).collect();
+        let granted =
+            |topics: &[(&str, Qos)]| topics.iter().map(|(topic, qos)| TopicResult::granted(topic, *qos)).collect();
         let ended = |topics: &[&str]| topics.iter().map(|topic| TopicResult::ended(topic)).collect();
         let (qos_0, qos_1) = (Qos::AtMostOnce, Qos::AtLeastOnce);
         let not_allowed = || Refusal::from_reason(Reason::NOT_AUTHORIZED);
         let secret = || vec![TopicResult::refused("secret/#", not_allowed())];
-        let entry_refused = |entry: &str| match subscribed(&format!(r#"{{"type":"subscribe","topics":[{entry}]}}"#)).remove(0) {
-            Asked::Invalid { topic, refusal } => TopicResult::refused(&topic, refusal),
-            Asked::Valid(_) => panic!("{entry} is valid"),
-        };
+        let entry_refused =
+            |entry: &str| match subscribed(&format!(r#"{{"type":"subscribe","topics":[{entry}]}}"#)).remove(0) {
+                Asked::Invalid { topic, refusal } => TopicResult::refused(&topic, refusal),
+                Asked::Valid(_) => panic!("{entry} is valid"),
+            };
         let timestamp = 1_767_225_600_000;
 
-        replies("ack", vec![
-            ("a msgid that is an integer", Reply::Ack { msgid: MsgId::Number(1) }),
-            ("a msgid that is a string", Reply::Ack { msgid: MsgId::Text("p1".into()) }),
-        ]);
+        replies(
+            "ack",
+            vec![
+                ("a msgid that is an integer", Reply::Ack { msgid: MsgId::Number(1) }),
+                ("a msgid that is a string", Reply::Ack { msgid: MsgId::Text("p1".into()) }),
+            ],
+        );
         let auth_response = |msgid| Reply::AuthResponse { status: "success", timestamp, msgid };
-        replies("auth_response", vec![
-            ("accepted", auth_response(None)),
-            ("accepted, with the msgid of the question", auth_response(text("hello"))),
-        ]);
+        replies(
+            "auth_response",
+            vec![
+                ("accepted", auth_response(None)),
+                ("accepted, with the msgid of the question", auth_response(text("hello"))),
+            ],
+        );
         let broker = |status, session_present| Reply::Broker { status, session_present };
-        replies("broker", vec![
-            ("lost", broker("down", None)),
-            ("back, with the session it had", broker("up", Some(true))),
-            ("back, with a new session", broker("up", Some(false))),
-        ]);
+        replies(
+            "broker",
+            vec![
+                ("lost", broker("down", None)),
+                ("back, with the session it had", broker("up", Some(true))),
+                ("back, with a new session", broker("up", Some(false))),
+            ],
+        );
         replies("bye", vec![("a drain", Reply::Bye { reason: "drain", reconnect_after: 1840 })]);
-        replies("pong", vec![
-            ("plain", Reply::Pong { msgid: None }),
-            ("with the msgid of the question", Reply::Pong { msgid: number(1) }),
-            ("with a msgid that is a string", Reply::Pong { msgid: text("1") }),
-        ]);
+        replies(
+            "pong",
+            vec![
+                ("plain", Reply::Pong { msgid: None }),
+                ("with the msgid of the question", Reply::Pong { msgid: number(1) }),
+                ("with a msgid that is a string", Reply::Pong { msgid: text("1") }),
+            ],
+        );
 
         let undecoded = |text: &str| {
             let undecoded = refused(text);
             Reply::refused(undecoded.refusal, undecoded.msgid)
         };
-        let no_token = "This gateway has no access control configured, so a token can't be checked; connect without one.";
+        let no_token =
+            "This gateway has no access control configured, so a token can't be checked; connect without one.";
         let dropped = Reply::Error {
             code: Code::Dropped,
             message: "42 deliveries of QoS 0 were dropped because they were not read in time.".to_owned(),
@@ -159,35 +174,56 @@ mod the_files {
             count: Some(42),
         };
         let unknown = Refusal::from_outcome(Outcome::Unknown).expect("no success");
-        replies("error", vec![
-            ("a publish to a filter", undecoded(r#"{"type":"publish","topic":"attic/#","payload":"on","msgid":1}"#)),
-            ("not JSON", undecoded(r#"{"type":"ping" "msgid":1}"#)),
-            ("a type that nobody knows", undecoded(r#"{"type":"teleport","msgid":1}"#)),
-            ("the broker is away", Reply::refused(Refusal::broker_unavailable(), text("p1"))),
-            ("too large for the broker", Reply::refused(Refusal::from_reason(Reason::PACKET_TOO_LARGE), text("p2"))),
-            ("nobody knows how it ended", Reply::refused(unknown, text("p2"))),
-            ("a token that nobody can check", Reply::refused(Refusal::new(Code::NotAuthenticated, no_token), None)),
-            ("deliveries were dropped", dropped),
-        ]);
+        replies(
+            "error",
+            vec![
+                (
+                    "a publish to a filter",
+                    undecoded(r#"{"type":"publish","topic":"attic/#","payload":"on","msgid":1}"#),
+                ),
+                ("not JSON", undecoded(r#"{"type":"ping" "msgid":1}"#)),
+                ("a type that nobody knows", undecoded(r#"{"type":"teleport","msgid":1}"#)),
+                ("the broker is away", Reply::refused(Refusal::broker_unavailable(), text("p1"))),
+                (
+                    "too large for the broker",
+                    Reply::refused(Refusal::from_reason(Reason::PACKET_TOO_LARGE), text("p2")),
+                ),
+                ("nobody knows how it ended", Reply::refused(unknown, text("p2"))),
+                ("a token that nobody can check", Reply::refused(Refusal::new(Code::NotAuthenticated, no_token), None)),
+                ("deliveries were dropped", dropped),
+            ],
+        );
 
         let attic = || TopicResult::granted("attic/#", qos_0);
         let subscribed = |topics, msgid| Reply::Subscribed { topics, msgid };
         let both = [("attic/#", qos_1), ("cellar/+/temp", qos_1)];
         let shared = r#"{"topic":"$share/desk/orders/#","noLocal":true}"#;
-        replies("subscribed", vec![
-            ("granted", subscribed(vec![attic()], None)),
-            ("granted, with the msgid of the question", subscribed(granted(&both), number(1))),
-            ("an invalid filter beside a good one", subscribed(vec![attic(), entry_refused(r#""attic/#/temp""#)], number(3))),
-            ("a shared subscription with noLocal", subscribed(vec![entry_refused(shared), attic()], number(4))),
-            ("the broker refuses", subscribed(secret(), None)),
-        ]);
+        replies(
+            "subscribed",
+            vec![
+                ("granted", subscribed(vec![attic()], None)),
+                ("granted, with the msgid of the question", subscribed(granted(&both), number(1))),
+                (
+                    "an invalid filter beside a good one",
+                    subscribed(vec![attic(), entry_refused(r#""attic/#/temp""#)], number(3)),
+                ),
+                ("a shared subscription with noLocal", subscribed(vec![entry_refused(shared), attic()], number(4))),
+                ("the broker refuses", subscribed(secret(), None)),
+            ],
+        );
         let unsubscribed = |topics, msgid| Reply::Unsubscribed { topics, msgid };
         let invalid = vec![TopicResult::ended("attic/#"), entry_refused(r#""attic/#/temp""#)];
-        replies("unsubscribed", vec![
-            ("ended", unsubscribed(ended(&["attic/#"]), None)),
-            ("ended, with the msgid of the question", unsubscribed(ended(&["attic/#", "cellar/+/temp"]), number(5))),
-            ("an invalid filter beside a good one", unsubscribed(invalid, number(6))),
-        ]);
+        replies(
+            "unsubscribed",
+            vec![
+                ("ended", unsubscribed(ended(&["attic/#"]), None)),
+                (
+                    "ended, with the msgid of the question",
+                    unsubscribed(ended(&["attic/#", "cellar/+/temp"]), number(5)),
+                ),
+                ("an invalid filter beside a good one", unsubscribed(invalid, number(6))),
+            ],
+        );
 
         let limits = Limits {
             max_frame: 1_048_576,
@@ -218,12 +254,15 @@ mod the_files {
             msgid: None,
         };
         let resumed = granted(&[("attic/#", qos_1), ("cellar/+/json", qos_0)]);
-        replies("welcome", vec![
-            ("a new session", welcome(false, None, limits)),
-            ("a session taken up again", welcome(true, Some(resumed), limits)),
-            ("a subscription that the broker refused", welcome(false, Some(secret()), limits)),
-            ("a broker of few talents", welcome(false, None, few)),
-        ]);
+        replies(
+            "welcome",
+            vec![
+                ("a new session", welcome(false, None, limits)),
+                ("a session taken up again", welcome(true, Some(resumed), limits)),
+                ("a subscription that the broker refused", welcome(false, Some(secret()), limits)),
+                ("a broker of few talents", welcome(false, None, few)),
+            ],
+        );
 
         let message = |topic, payload: &'static [u8]| Message {
             topic: Topic::parse(topic).expect("a topic"),
@@ -237,7 +276,11 @@ mod the_files {
         let known_as = |msgid: &str| Head { msgid: Some(msgid.to_owned()), ..head() };
         let again = Head { dup: true, timestamp: timestamp + 60_000, ..known_as("2f-9c1e44d07b52") };
         let lamp: &[u8] = br#"{"on": true, "level": 0.5}"#;
-        let order = Message { qos: qos_1, properties: Some(Box::new(every_property())), ..message("orders/new", br#"{"table": 4}"#) };
+        let order = Message {
+            qos: qos_1,
+            properties: Some(Box::new(every_property())),
+            ..message("orders/new", br#"{"table": 4}"#)
+        };
         let deliveries = [
             ("text", head(), temp(), Format::Text),
             ("an empty payload", head(), message("attic/lamp", b""), Format::Text),
@@ -257,7 +300,9 @@ mod the_files {
             ),
             ("every property", known_as("31-77d0c2e9b610"), order, Format::Text),
         ];
-        said.extend(deliveries.iter().map(|(name, head, message, format)| ("mqtt", *name, delivery(head, message, *format))));
+        said.extend(
+            deliveries.iter().map(|(name, head, message, format)| ("mqtt", *name, delivery(head, message, *format))),
+        );
         said
     }
 
@@ -265,7 +310,9 @@ mod the_files {
     fn every_example_of_the_gateway_is_what_the_program_says() {
         let said = said();
         let mut met = 0;
-        for kind in ["welcome", "auth_response", "subscribed", "unsubscribed", "ack", "mqtt", "error", "broker", "pong", "bye"] {
+        for kind in
+            ["welcome", "auth_response", "subscribed", "unsubscribed", "ack", "mqtt", "error", "broker", "pong", "bye"]
+        {
             for (name, entry) in entries_of(&format!("gateway.{kind}"), "examples") {
                 if entry["frame"].get("expiresIn").is_some() {
                     continue; // Nothing ends while there are no tokens.
@@ -292,9 +339,13 @@ mod the_files {
 
     #[test]
     fn properties_are_read_as_they_are_written() {
-        let (_, example) = entries_of("client.publish", "examples").into_iter().find(|(name, _)| name.ends_with(": every property")).expect("there");
+        let (_, example) = entries_of("client.publish", "examples")
+            .into_iter()
+            .find(|(name, _)| name.ends_with(": every property"))
+            .expect("there");
         assert_eq!(published(&example["frame"].to_string()).properties, Some(Box::new(every_property())));
-        let none = published(r#"{"type":"publish","topic":"a","payload":"on","properties":{"colour":1,"userProperties":[]}}"#);
+        let none =
+            published(r#"{"type":"publish","topic":"a","payload":"on","properties":{"colour":1,"userProperties":[]}}"#);
         assert_eq!(none.properties, None, "what says nothing is nothing");
     }
 }
@@ -380,7 +431,9 @@ fn a_msgid_is_a_string_of_64_characters_or_an_integer_that_javascript_holds() {
         let ping = format!(r#"{{"type":"ping","msgid":{written}}}"#);
         match &expected {
             Some(_) => assert_eq!(taken(&ping), (ClientFrame::Ping, expected.clone()), "{ping}"),
-            None => assert_eq!((refused(&ping).refusal.code, refused(&ping).msgid), (Code::InvalidFrame, None), "{ping}"),
+            None => {
+                assert_eq!((refused(&ping).refusal.code, refused(&ping).msgid), (Code::InvalidFrame, None), "{ping}")
+            }
         }
         let ack = format!(r#"{{"type":"ack","msgids":["a",{written}]}}"#);
         let acked = expected.map(|msgid| ClientFrame::Ack(vec![MsgId::Text("a".into()), msgid]));
@@ -440,11 +493,16 @@ fn what_is_cut_off_is_no_json() {
 
 #[test]
 fn nesting_ends_at_64_levels_and_never_the_stack() {
-    let lists = |levels: usize| format!(r#"{{"type":"ping","note":{}{}}}"#, "[".repeat(levels - 1), "]".repeat(levels - 1));
-    let objects = |levels: usize| format!(r#"{{"type":"ping","note":{}1{}}}"#, r#"{"a":"#.repeat(levels - 1), "}".repeat(levels - 1));
+    let lists =
+        |levels: usize| format!(r#"{{"type":"ping","note":{}{}}}"#, "[".repeat(levels - 1), "]".repeat(levels - 1));
+    let objects = |levels: usize| {
+        format!(r#"{{"type":"ping","note":{}1{}}}"#, r#"{"a":"#.repeat(levels - 1), "}".repeat(levels - 1))
+    };
     assert_eq!(code(&lists(64)), None);
     assert_eq!(code(&objects(64)), None);
-    for deep in [lists(65), objects(65), lists(300_000), objects(100_000), "[".repeat(1 << 20), r#"{"a":"#.repeat(200_000)] {
+    for deep in
+        [lists(65), objects(65), lists(300_000), objects(100_000), "[".repeat(1 << 20), r#"{"a":"#.repeat(200_000)]
+    {
         assert_eq!(code(&deep), Some(Code::InvalidJson), "{}", short(&deep));
     }
 }
@@ -454,12 +512,18 @@ fn options_of_a_subscription_are_read() {
     let plain = one_subscription(r#"{"type":"subscribe","topic":"attic/#"}"#);
     assert_eq!((plain.options, plain.sid, plain.contract), (SubscribeOptions::default(), None, Contract::default()));
     let full = r#"{"type":"subscribe","topic":"a/+","qos":2,"sid":-7,"format":"json","ack":"manual","retainHandling":2,"noLocal":true,"retainAsPublished":true}"#;
-    let options = SubscribeOptions { qos: Qos::ExactlyOnce, no_local: true, retain_as_published: true, retain_handling: 2 };
+    let options =
+        SubscribeOptions { qos: Qos::ExactlyOnce, no_local: true, retain_as_published: true, retain_handling: 2 };
     let contract = Contract { ack: Ack::Manual, format: Format::Json };
-    let expected = Subscription { filter: TopicFilter::parse("a/+").expect("a filter"), options, sid: Some(-7), contract };
+    let expected =
+        Subscription { filter: TopicFilter::parse("a/+").expect("a filter"), options, sid: Some(-7), contract };
     assert_eq!(one_subscription(full), expected);
     let defaults = r#"{"type":"subscribe","topic":"a","delta":false,"priority":"normal"}"#;
-    assert_eq!(one_subscription(defaults).options, SubscribeOptions::default(), "what asks for nothing new is no option");
+    assert_eq!(
+        one_subscription(defaults).options,
+        SubscribeOptions::default(),
+        "what asks for nothing new is no option"
+    );
 }
 
 #[test]
@@ -549,7 +613,8 @@ fn strings_end_where_a_packet_has_no_room_for_more() {
         assert_eq!(code(&with(frame, &[(pointer, of(most))])), None, "{pointer} of {most} bytes");
         assert_eq!(code(&with(frame, &[(pointer, of(most + 1))])), Some(expected), "{pointer} of {} bytes", most + 1);
     }
-    let filter = |bytes: usize| subscribed(&json!({"type": "subscribe", "topic": "x".repeat(bytes)}).to_string()).remove(0);
+    let filter =
+        |bytes: usize| subscribed(&json!({"type": "subscribe", "topic": "x".repeat(bytes)}).to_string()).remove(0);
     assert!(matches!(filter(MAX_STRING), Asked::Valid(_)));
     assert!(matches!(filter(MAX_STRING + 1), Asked::Invalid { refusal, .. } if refusal.code == Code::InvalidTopic));
 }
@@ -561,7 +626,9 @@ fn characters_that_brokers_hang_up_on_never_reach_them() {
         "properties": {"contentType": "a", "responseTopic": "a", "userProperties": [["a", "a"]]},
     });
     let auth = json!({"type": "auth", "clientId": "a", "will": {"topic": "a", "payload": ""}});
-    for char in ['\0', '\u{1}', '\n', '\u{1F}', '\u{7F}', '\u{80}', '\u{9F}', '\u{FDD0}', '\u{FFFE}', '\u{FFFF}', '\u{10FFFF}'] {
+    for char in
+        ['\0', '\u{1}', '\n', '\u{1F}', '\u{7F}', '\u{80}', '\u{9F}', '\u{FDD0}', '\u{FFFE}', '\u{FFFF}', '\u{10FFFF}']
+    {
         let bad = json!(format!("a{char}b"));
         let places = [
             (&publish, "/topic", Code::InvalidTopic),
@@ -574,7 +641,10 @@ fn characters_that_brokers_hang_up_on_never_reach_them() {
         for (frame, pointer, expected) in places {
             assert_eq!(code(&with(frame, &[(pointer, bad.clone())])), Some(expected), "{char:?} in {pointer}");
         }
-        assert!(code(&with(&publish, &[("/properties/responseTopic", bad.clone())])).is_some(), "{char:?} in a responseTopic");
+        assert!(
+            code(&with(&publish, &[("/properties/responseTopic", bad.clone())])).is_some(),
+            "{char:?} in a responseTopic"
+        );
         let subscribe = json!({"type": "subscribe", "topic": bad}).to_string();
         assert!(matches!(subscribed(&subscribe)[..], [Asked::Invalid { .. }]), "{char:?} in a filter");
     }
@@ -618,7 +688,11 @@ fn huge_numbers_are_values_like_others() {
         assert_eq!(code(&sid), Some(Code::InvalidFrame), "sid: {}", short(huge));
     }
     for sid in ["9007199254740992", "9223372036854775807", "-9223372036854775808", "18446744073709551616"] {
-        assert_eq!(code(&format!(r#"{{"type":"subscribe","topic":"a","sid":{sid}}}"#)), Some(Code::InvalidFrame), "sid: {sid}");
+        assert_eq!(
+            code(&format!(r#"{{"type":"subscribe","topic":"a","sid":{sid}}}"#)),
+            Some(Code::InvalidFrame),
+            "sid: {sid}"
+        );
     }
 }
 
@@ -639,9 +713,39 @@ fn a_refusal_quotes_little_and_nothing_that_disturbs_a_terminal() {
 /// Parts of frames, put together without a plan.
 fn soup() -> impl Strategy<Value = String> {
     let parts = [
-        "{", "}", "[", "]", ",", ":", "\"", "\\", "\\u", "d83d", "\\ude00", "null", "true", "1", "-", ".", "e400", " ", "\0", "é", "😀",
-        r#""type""#, r#""ping""#, r#""publish""#, r#""auth""#, r#""subscribe""#, r#""topics""#, r#""topic""#, r#""payload""#, r#""msgid""#,
-        r#"{"type":"publish","topic":"a","payload":"#, r#"{"type":"auth","will":"#, r#"{"type":"subscribe","topics":["#,
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "\"",
+        "\\",
+        "\\u",
+        "d83d",
+        "\\ude00",
+        "null",
+        "true",
+        "1",
+        "-",
+        ".",
+        "e400",
+        " ",
+        "\0",
+        "é",
+        "😀",
+        r#""type""#,
+        r#""ping""#,
+        r#""publish""#,
+        r#""auth""#,
+        r#""subscribe""#,
+        r#""topics""#,
+        r#""topic""#,
+        r#""payload""#,
+        r#""msgid""#,
+        r#"{"type":"publish","topic":"a","payload":"#,
+        r#"{"type":"auth","will":"#,
+        r#"{"type":"subscribe","topics":["#,
     ];
     prop::collection::vec(select(parts.to_vec()), 0..40).prop_map(|parts| parts.concat())
 }
