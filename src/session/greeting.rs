@@ -14,8 +14,8 @@ pub enum Greeted {
         /// The frame is to be served after the welcome.
         serve: bool,
     },
-    /// The `auth` is answered so, and the client may send another.
-    Again(Reply),
+    /// The `auth` is refused, and the client may send another.
+    Again(Refusal, Option<MsgId>),
     /// The session ends before it began, and this says why.
     Refused(Reply, Close),
 }
@@ -29,7 +29,7 @@ pub fn greet(text: Option<&str>) -> Greeted {
             Greeted::Refused(Reply::refused(no_access_control(), msgid), Close::AuthenticationFailed)
         }
         Ok((ClientFrame::Auth(auth), msgid)) => Greeted::Open { auth, answer: Some(msgid), serve: false },
-        Err(Undecoded { refusal, msgid, is_auth: true }) => Greeted::Again(Reply::refused(refusal, msgid)),
+        Err(Undecoded { refusal, msgid, is_auth: true }) => Greeted::Again(refusal, msgid),
         Ok(_) | Err(_) => defaults(true),
     }
 }
@@ -72,7 +72,7 @@ mod tests {
             r#"{"type":"auth","subscriptions":[{"topic":"a","maxRate":1}]}"#,
             r#"{"type":"auth","type":"auth"}"#,
         ] {
-            assert!(matches!(greet(Some(malformed)), Greeted::Again(Reply::Error { .. })), "{malformed}");
+            assert!(matches!(greet(Some(malformed)), Greeted::Again(..)), "{malformed}");
         }
     }
 

@@ -16,7 +16,7 @@ use tracing::{debug, info};
 use super::greeting::{Greeted, greet, no_access_control};
 use super::roster::Place;
 use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
-use super::state::{Effect, State, judge_levels};
+use super::state::{Effect, InvalidFrames, State, judge_levels};
 use super::{Config, Roster};
 use crate::broker::{Broker, Command, Event, Link, Opening, Ready};
 use crate::metrics;
@@ -98,6 +98,7 @@ async fn greeted<S: Socket>(
     context: &Context,
 ) -> Result<(Box<Auth>, Option<Option<MsgId>>, Option<S::Text>), Close> {
     let until = Instant::now() + context.config.auth_timeout;
+    let mut invalid = InvalidFrames::default();
     loop {
         let text = select! {
             text = timeout_at(until, peer.text()) => text.ok().transpose()?,
@@ -108,7 +109,11 @@ async fn greeted<S: Socket>(
                 Ok(()) => return Ok((auth, answer, text.filter(|_| serve))),
                 Err(refusal) => peer.refuse(Reply::refused(refusal, answer.flatten())),
             },
-            Greeted::Again(reply) => peer.refuse(reply),
+            Greeted::Again(refusal, msgid) => {
+                let too_many = invalid.count(refusal.code);
+                peer.refuse(Reply::refused(refusal, msgid));
+                too_many?;
+            }
             Greeted::Refused(reply, close) => {
                 peer.refuse(reply);
                 return Err(close);
@@ -271,11 +276,12 @@ impl<'a, S: Socket> Open<'a, S> {
             if !self.peer.writing.is_pending() {
                 self.fill()?;
             }
+            self.begin_progress();
             let wake = self.next_wake();
             if timer.is_elapsed() || wake < timer.deadline() {
                 timer.as_mut().reset(wake);
             }
-            let may_read = self.commands.is_empty();
+            let may_read = self.may_read();
             self.state.shrink();
             select! {
                 turn = self.peer.turn(may_read) => match turn? {
@@ -283,7 +289,7 @@ impl<'a, S: Socket> Open<'a, S> {
                     Turn::Read(None) => return Err(Close::Lost),
                     Turn::Read(Some(read)) => self.on_read(read?)?,
                 },
-                permit = self.link.commands.reserve(), if !may_read => {
+                permit = self.link.commands.reserve(), if !self.commands.is_empty() => {
                     let command = self.commands.pop_front();
                     match (permit, command) {
                         (Ok(permit), Some(command)) => permit.send(command),
@@ -315,10 +321,19 @@ impl<'a, S: Socket> Open<'a, S> {
             self.batch.received.push(delivery.received);
             metrics::message_down(&delivery.message);
         }
-        if self.peer.writing.is_pending() {
+        Ok(())
+    }
+
+    /// The client is read no faster than the broker takes its requests and than itself takes their answers.
+    fn may_read(&self) -> bool {
+        self.commands.is_empty() && !self.peer.writing.is_full()
+    }
+
+    /// From the moment that something waits to be written, the network has to take some of it.
+    fn begin_progress(&mut self) {
+        if self.peer.writing.is_pending() && self.batch.progress.is_none() {
             self.batch.progress = Some((self.peer.socket.written(), Instant::now()));
         }
-        Ok(())
     }
 
     fn on_flushed(&mut self, frames: bool) {
@@ -387,8 +402,9 @@ impl<'a, S: Socket> Open<'a, S> {
     }
 
     fn next_wake(&self) -> Instant {
-        let writing = self.batch.progress.map(|(_, since)| since + STALL);
-        let drops = (self.dropped > 0).then(|| Instant::now() + Duration::from_secs(1));
+        let now = Instant::now();
+        let writing = self.batch.progress.map(|(_, since)| (since + STALL).max(now + STALL / 4));
+        let drops = (self.dropped > 0).then(|| now + Duration::from_secs(1));
         writing.into_iter().chain(drops).fold(self.next_ping, Instant::min)
     }
 
@@ -401,17 +417,15 @@ impl<'a, S: Socket> Open<'a, S> {
         if now < self.next_ping {
             return Ok(());
         }
-        // While the broker's side is behind, the client is not read, and its silence says nothing.
-        let is_alive = self.last_life + self.context.config.heartbeat > now || !self.commands.is_empty();
+        // The silence of a client that is not read says nothing.
+        let last_ping = self.next_ping - self.context.config.heartbeat;
+        let is_alive = self.last_life >= last_ping || !self.may_read();
         self.missed = if is_alive { 0 } else { self.missed + 1 };
         if self.missed >= MISSED_HEARTBEATS {
             return Err(Close::Heartbeat);
         }
         self.next_ping = now + self.context.config.heartbeat;
         self.peer.writing.push_ping();
-        if self.batch.progress.is_none() {
-            self.batch.progress = Some((self.peer.socket.written(), now));
-        }
         Ok(())
     }
 
@@ -455,7 +469,7 @@ impl<S: Socket> Peer<S> {
     /// The next text frame.
     async fn text(&mut self) -> Result<S::Text, Close> {
         loop {
-            match self.turn(true).await? {
+            match self.turn(!self.writing.is_full()).await? {
                 Turn::Flushed { .. } => {}
                 Turn::Read(None) => return Err(Close::Lost),
                 Turn::Read(Some(read)) => match read? {

@@ -31,6 +31,14 @@ pub enum Outbound {
     Close(Close),
 }
 
+impl Outbound {
+    /// What it takes in memory, roughly.
+    fn size(&self) -> usize {
+        let text = if let Outbound::Text(text) = self { text.len() } else { 0 };
+        size_of::<Outbound>() + text
+    }
+}
+
 /// A WebSocket. Its errors are ends of the session.
 pub trait Socket:
     Stream<Item = Result<Inbound<Self::Text>, Close>> + Sink<Outbound, Error = Close> + Unpin + Send
@@ -54,10 +62,14 @@ pub enum Turn<T> {
     Read(Option<Result<Inbound<T>, Close>>),
 }
 
+/// Bytes that may wait before a client that asks for more is read no further.
+const MAX_WAITING: usize = 1 << 20;
+
 /// What waits to be written to a socket.
 #[derive(Debug, Default)]
 pub struct Writing {
     queue: std::collections::VecDeque<Outbound>,
+    bytes: usize,
     is_dirty: bool,
     /// More than pings was queued since the last flush: a ping of ours is no sign of the client's life.
     has_frames: bool,
@@ -67,12 +79,19 @@ impl Writing {
     /// Queues a frame.
     pub fn push(&mut self, frame: Outbound) {
         self.has_frames = true;
+        self.bytes += frame.size();
         self.queue.push_back(frame);
     }
 
     /// Queues a ping ahead of all else.
     pub fn push_ping(&mut self) {
+        self.bytes += Outbound::Ping.size();
         self.queue.push_front(Outbound::Ping);
+    }
+
+    /// So much waits that nothing should be read that might add to it: a client may ask without reading the answers.
+    pub fn is_full(&self) -> bool {
+        self.bytes > MAX_WAITING
     }
 
     /// Something was queued that is not written yet.
@@ -101,6 +120,7 @@ impl Writing {
         while !self.queue.is_empty() {
             ready!(Pin::new(&mut *socket).poll_ready(context))?;
             if let Some(frame) = self.queue.pop_front() {
+                self.bytes -= frame.size();
                 self.is_dirty = true;
                 Pin::new(&mut *socket).start_send(frame)?;
             }

@@ -47,7 +47,19 @@ pub struct State {
     publishes: Publishes,
     /// Deliveries that the client has not acked.
     unacked: HashMap<String, Receipt>,
-    invalid_in_a_row: u32,
+    invalid: InvalidFrames,
+}
+
+/// How many frames in a row were none of the protocol.
+#[derive(Debug, Default)]
+pub struct InvalidFrames(u32);
+
+impl InvalidFrames {
+    /// Counts a refused frame; the error ends the session.
+    pub fn count(&mut self, code: Code) -> Result<(), Close> {
+        self.0 = if code.is_invalid_frame() { self.0 + 1 } else { 0 };
+        if self.0 < MAX_INVALID_FRAMES { Ok(()) } else { Err(Close::InvalidFrames) }
+    }
 }
 
 /// Who waits for a request.
@@ -86,7 +98,7 @@ impl State {
             filters: filters.collect(),
             publishes: Publishes::default(),
             unacked: HashMap::new(),
-            invalid_in_a_row: 0,
+            invalid: InvalidFrames::default(),
         }
     }
 
@@ -94,16 +106,12 @@ impl State {
     pub fn on_text(&mut self, text: &str, now: Instant) -> Vec<Effect> {
         match json::decode(text) {
             Ok((frame, msgid)) => {
-                self.invalid_in_a_row = 0;
+                self.invalid = InvalidFrames::default();
                 self.on_frame(frame, msgid, now)
             }
             Err(Undecoded { refusal, msgid, .. }) => {
-                self.invalid_in_a_row = if refusal.code.is_invalid_frame() { self.invalid_in_a_row + 1 } else { 0 };
-                let mut effects = vec![Effect::Reply(Reply::refused(refusal, msgid))];
-                if self.invalid_in_a_row >= MAX_INVALID_FRAMES {
-                    effects.push(Effect::Close(Close::InvalidFrames));
-                }
-                effects
+                let too_many = self.invalid.count(refusal.code).err().map(Effect::Close);
+                [Effect::Reply(Reply::refused(refusal, msgid))].into_iter().chain(too_many).collect()
             }
         }
     }
