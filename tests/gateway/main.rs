@@ -2,10 +2,13 @@
 
 mod support;
 
+mod bad_input;
 mod bridge;
 mod delivery;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
+mod frames;
+mod http;
 mod outage;
 mod real_input;
 mod resume;

@@ -95,8 +95,8 @@ impl Browser {
 
     /// Nothing comes for so long.
     pub async fn hears_nothing_for(&mut self, time: Duration) {
-        if let Ok(Some(Ok(Message::Text(text)))) = timeout(time, self.socket.next()).await {
-            panic!("nothing was expected, not {text}");
+        if let Ok(message) = timeout(time, self.next_message()).await {
+            panic!("nothing was expected, not {message:?}");
         }
     }
 

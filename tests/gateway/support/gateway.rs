@@ -92,13 +92,20 @@ impl Gateway {
 
     /// An HTTP GET: the status and the body.
     pub async fn get(&self, address: &str, path: &str) -> (u16, String) {
+        let (status, _, body) = self.fetch(address, path).await;
+        (status, body)
+    }
+
+    /// An HTTP GET: the status, the head in lower case, and the body.
+    pub async fn fetch(&self, address: &str, path: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(address).await.expect("it listens");
         let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("written");
         let mut response = String::new();
         timeout(PATIENCE, stream.read_to_string(&mut response)).await.expect("in time").expect("text");
         let status = response.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
-        (status, response.split_once("\r\n\r\n").expect("a head and a body").1.to_owned())
+        let (head, body) = response.split_once("\r\n\r\n").expect("a head and a body");
+        (status, head.to_lowercase(), body.to_owned())
     }
 
     /// The value of a metric, labels written as on the page.

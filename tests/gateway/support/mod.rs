@@ -5,6 +5,7 @@ mod device;
 mod gateway;
 mod mosquitto;
 mod proxy;
+pub mod raw;
 
 pub use browser::Browser;
 pub use device::Device;
