@@ -343,8 +343,9 @@ impl Dedicated {
                 ready.abilities = abilities;
                 metrics::broker_reconnected();
                 let refused = self.outgoing.refuse(|request| match request {
-                    Request::Publish(message) => too_large(message, &abilities).then_some(Reason::PACKET_TOO_LARGE),
-                    Request::Subscribe { .. } | Request::Unsubscribe(_) => None,
+                    Request::Publish(message) => abilities.refuse_message(message),
+                    Request::Subscribe { filter, .. } => abilities.refuse_filter(filter),
+                    Request::Unsubscribe(filter) => abilities.refuse_size(packet::unsubscribe_size(filter.as_str())),
                 });
                 self.on_outcomes(refused);
                 if !session_present {
@@ -485,6 +486,10 @@ impl Dedicated {
     }
 
     fn on_unsubscribe_command(&mut self, id: RequestId, filter: TopicFilter) {
+        let size = packet::unsubscribe_size(filter.as_str());
+        if let Some(reason) = self.ready.as_ref().and_then(|ready| ready.abilities.refuse_size(size)) {
+            return self.downlink.tell(Event::Answered(id, Err(Refusal::from_reason(reason))));
+        }
         // rumqttd answers only for filters that were subscribed on this connection.
         if self.setup.is_embedded() && !self.subscriptions.contains(&filter) {
             if self.ready.as_ref().is_none_or(|ready| !ready.session_present) || rules::judge_filter(&filter).is_err() {
@@ -502,17 +507,8 @@ impl Dedicated {
         if self.setup.is_embedded() {
             rules::judge_topic(&message.topic)?;
         }
-        let Some(Ready { abilities, .. }) = &self.ready else { return Ok(()) };
-        if message.qos > abilities.maximum_qos {
-            return Err(Refusal::from_reason(Reason::QOS_NOT_SUPPORTED));
-        }
-        if message.retain && !abilities.retain {
-            return Err(Refusal::from_reason(Reason::RETAIN_NOT_SUPPORTED));
-        }
-        if too_large(message, abilities) {
-            return Err(Refusal::from_reason(Reason::PACKET_TOO_LARGE));
-        }
-        Ok(())
+        let reason = self.ready.as_ref().and_then(|ready| ready.abilities.refuse_message(message));
+        reason.map_or(Ok(()), |reason| Err(Refusal::from_reason(reason)))
     }
 
     fn judge_filter(&self, subscription: &Subscription) -> Result<(), Refusal> {
@@ -520,14 +516,8 @@ impl Dedicated {
         if self.setup.is_embedded() {
             rules::judge_filter(filter)?;
         }
-        let Some(Ready { abilities, .. }) = &self.ready else { return Ok(()) };
-        if filter.is_shared() && !abilities.shared {
-            return Err(Refusal::from_reason(Reason::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED));
-        }
-        if filter.as_str().contains(['+', '#']) && !abilities.wildcards {
-            return Err(Refusal::from_reason(Reason::WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED));
-        }
-        Ok(())
+        let reason = self.ready.as_ref().and_then(|ready| ready.abilities.refuse_filter(filter));
+        reason.map_or(Ok(()), |reason| Err(Refusal::from_reason(reason)))
     }
 
     fn on_downlink(&mut self) {
@@ -895,10 +885,6 @@ fn back_off(attempts: u32) -> Duration {
         0 => Duration::ZERO,
         _ => LONGEST_BACK_OFF.min(FIRST_BACK_OFF * 2u32.saturating_pow(attempts - 1)).mul_f64(rand::rng().random()),
     }
-}
-
-fn too_large(message: &Message, abilities: &Abilities) -> bool {
-    packet::publish_size(message) > abilities.maximum_packet_size
 }
 
 /// Derived from what a broker sends again, so that every gateway process gives a delivery the same one.

@@ -11,7 +11,7 @@ use crate::delivery::outbox::Overflow;
 use crate::delivery::{self, Delivery, Outbox, subscription_id};
 use crate::metrics;
 use crate::mqtt::inflight::{Receipt, RequestId};
-use crate::mqtt::{Message, Qos, TopicFilter};
+use crate::mqtt::{Message, Qos, Reason, TopicFilter, packet};
 use crate::wire::{Ack, Close, Refusal, Subscription, Will};
 
 /// What a session wants of the broker before anything else.
@@ -100,6 +100,35 @@ pub struct Abilities {
     pub wildcards: bool,
     /// Whether deliveries tell their subscription.
     pub subscription_ids: bool,
+}
+
+impl Abilities {
+    /// Why the broker would not take a message: sent all the same, it might end the connection.
+    pub fn refuse_message(&self, message: &Message) -> Option<Reason> {
+        if message.qos > self.maximum_qos {
+            return Some(Reason::QOS_NOT_SUPPORTED);
+        }
+        if message.retain && !self.retain {
+            return Some(Reason::RETAIN_NOT_SUPPORTED);
+        }
+        self.refuse_size(packet::publish_size(message))
+    }
+
+    /// The same for a filter.
+    pub fn refuse_filter(&self, filter: &TopicFilter) -> Option<Reason> {
+        if filter.is_shared() && !self.shared {
+            return Some(Reason::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED);
+        }
+        if filter.as_str().contains(['+', '#']) && !self.wildcards {
+            return Some(Reason::WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED);
+        }
+        self.refuse_size(packet::subscribe_size(filter.as_str()))
+    }
+
+    /// The same for a packet of so many bytes.
+    pub fn refuse_size(&self, bytes: usize) -> Option<Reason> {
+        (bytes > self.maximum_packet_size).then_some(Reason::PACKET_TOO_LARGE)
+    }
 }
 
 /// A session's end of its link.

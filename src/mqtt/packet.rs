@@ -471,6 +471,18 @@ pub fn write_subscribe(
     put_block(out, &body);
 }
 
+/// The most bytes that a SUBSCRIBE for `filter` takes.
+pub fn subscribe_size(filter: &str) -> usize {
+    let length = 2 + 1 + 5 + 2 + filter.len() + 1;
+    1 + variable_integer_size(length) + length
+}
+
+/// The bytes of an UNSUBSCRIBE for `filter`.
+pub fn unsubscribe_size(filter: &str) -> usize {
+    let length = 2 + 1 + 2 + filter.len();
+    1 + variable_integer_size(length) + length
+}
+
 /// Appends an UNSUBSCRIBE for one filter.
 pub fn write_unsubscribe(out: &mut BytesMut, id: PacketId, filter: &str) {
     let mut body = BytesMut::new();
@@ -744,6 +756,18 @@ mod tests {
             let expected = Publish { id, dup, message, subscription_ids: SmallVec::new() };
             prop_assert_eq!(read(&mut bytes, 1 << 20), Ok(Some(Packet::Publish(expected))));
             prop_assert!(bytes.is_empty());
+        }
+
+        #[test]
+        fn a_subscription_takes_the_room_that_was_told(filter in "[a-z]{1,300}", is_numbered: bool) {
+            let options = SubscribeOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, retain_handling: 0 };
+            let mut bytes = BytesMut::new();
+            write_subscribe(&mut bytes, PacketId::MIN, is_numbered.then_some(MAX_VARIABLE_INTEGER as u32), &filter, options);
+            prop_assert!(bytes.len() <= subscribe_size(&filter));
+            prop_assert!(!is_numbered || bytes.len() == subscribe_size(&filter));
+            bytes.clear();
+            write_unsubscribe(&mut bytes, PacketId::MIN, &filter);
+            prop_assert_eq!(bytes.len(), unsubscribe_size(&filter));
         }
 
         /// An independent implementation reads what we write.
