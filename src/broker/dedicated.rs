@@ -81,6 +81,7 @@ struct Dedicated {
     /// Subscriptions that a broker without our session has not given back yet.
     restoring: usize,
     quick_losses: u32,
+    /// Connections that were not to be had, or did not hold, since one held.
     attempts: u32,
     end: Option<End>,
 }
@@ -265,9 +266,10 @@ impl Dedicated {
         }
         self.outgoing.on_link_down();
         self.incoming.on_link_down();
-        let quick =
-            is_reconnect && connected.elapsed() < TAKEOVER_WINDOW && matches!(lost, Some(Lost::Closed | Lost::Io(_)));
-        self.quick_losses = if quick { self.quick_losses + 1 } else { 0 };
+        let quick = is_reconnect && connected.elapsed() < TAKEOVER_WINDOW;
+        self.attempts = if quick { self.attempts.saturating_add(1) } else { 0 };
+        let is_cut = matches!(lost, Some(Lost::Closed | Lost::Io(_)));
+        self.quick_losses = if quick && is_cut { self.quick_losses + 1 } else { 0 };
         lost
     }
 
@@ -330,7 +332,6 @@ impl Dedicated {
         if self.setup.is_embedded() {
             abilities = rules::correct(abilities);
         }
-        self.attempts = 0;
         self.incoming.on_link_up(session_present);
         let window = connack.receive_maximum.min(self.opening.max_inflight);
         let ended = self.outgoing.on_link_up(session_present, window);
