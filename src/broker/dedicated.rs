@@ -352,6 +352,7 @@ impl Dedicated {
                 if !session_present {
                     self.restore();
                 }
+                self.restoring = self.origins.values().filter(|origin| matches!(origin, Origin::Restore(_))).count();
                 if self.is_ready && self.restoring == 0 {
                     self.downlink.tell(Event::Up { session_present });
                 }
@@ -404,14 +405,21 @@ impl Dedicated {
 
     fn restore(&mut self) {
         let all: Vec<_> = self.subscriptions.iter().cloned().collect();
-        self.restoring = 0;
         for subscription in all {
+            if let Err(refusal) = self.judge_filter(&subscription) {
+                self.lose_subscription(subscription.filter, refusal);
+                continue;
+            }
             // A request for the filter that waits for its answer is made again by itself, and goes before what was.
             if !self.origins.values().any(|origin| origin.filter() == Some(&subscription.filter)) {
                 self.ask_subscribe(Origin::Restore(Box::new(subscription)));
             }
         }
-        self.restoring = self.origins.values().filter(|origin| matches!(origin, Origin::Restore(_))).count();
+    }
+
+    fn lose_subscription(&mut self, filter: TopicFilter, refusal: Refusal) {
+        self.remove(&filter);
+        self.downlink.tell(Event::SubscriptionLost(filter, refusal));
     }
 
     fn insert(&mut self, subscription: Subscription, granted: Qos) {
@@ -686,10 +694,7 @@ impl Dedicated {
             Some(Origin::Restore(subscription)) => {
                 match refusal {
                     None => self.insert(*subscription, granted),
-                    Some(refusal) => {
-                        self.remove(&subscription.filter);
-                        self.downlink.tell(Event::SubscriptionLost(subscription.filter, refusal));
-                    }
+                    Some(refusal) => self.lose_subscription(subscription.filter, refusal),
                 }
                 self.restoring = self.restoring.saturating_sub(1);
                 if self.restoring == 0 {
@@ -744,6 +749,10 @@ impl Dedicated {
                         *opened = Some(Err(refusal));
                     }
                     self.tell_if_ready();
+                }
+                (Origin::Restore(subscription), Err(refusal)) if !overdue => {
+                    let filter = subscription.filter.clone();
+                    self.lose_subscription(filter, refusal);
                 }
                 (Origin::Subscribe(..) | Origin::Opening(..), Ok(())) | (Origin::Restore(_) | Origin::Own, _) => {}
             }
