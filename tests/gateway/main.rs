@@ -12,6 +12,7 @@ mod http;
 mod outage;
 mod real_input;
 mod resume;
+mod scripted_broker;
 mod start;
 mod subscriptions;
 mod takeover;

@@ -6,6 +6,7 @@ mod gateway;
 mod mosquitto;
 mod proxy;
 pub mod raw;
+pub mod scripted;
 
 pub use browser::Browser;
 pub use device::Device;
