@@ -16,4 +16,5 @@ mod scripted_broker;
 mod start;
 mod subscriptions;
 mod takeover;
+mod tls;
 mod wills;

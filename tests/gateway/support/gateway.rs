@@ -19,7 +19,7 @@ pub struct Gateway {
     /// The line about the broker.
     pub broker: String,
     child: Child,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Gateway {
@@ -45,12 +45,13 @@ impl Gateway {
             .arg(&file)
             .env_clear()
             .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(folder.path().join("log")).expect("created"))
             .kill_on_drop(true)
             .spawn()
             .expect("the program was built");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let mut gateway =
-            Gateway { address: String::new(), admin: String::new(), broker: String::new(), child, _folder: folder };
+            Gateway { address: String::new(), admin: String::new(), broker: String::new(), child, folder };
         while gateway.admin.is_empty() {
             let line = timeout(PATIENCE, lines.next_line()).await.expect("in time").expect("readable");
             let line = line.expect("the gateway says where it is before it ends");
@@ -116,6 +117,11 @@ impl Gateway {
         value.parse().expect("a number")
     }
 
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).expect("readable")
+    }
+
     /// The process.
     pub fn id(&self) -> u32 {
         self.child.id().expect("it runs")
@@ -140,5 +146,14 @@ impl Gateway {
     /// How the process ends.
     pub async fn end(&mut self) -> ExitStatus {
         timeout(PATIENCE, self.child.wait()).await.expect("in time").expect("waited for")
+    }
+}
+
+impl Drop for Gateway {
+    /// A scene that fails shows what the gateway had to say.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
     }
 }
