@@ -13,6 +13,7 @@ mod outage;
 mod real_input;
 mod resume;
 mod scripted_broker;
+mod second_implementation;
 mod start;
 mod subscriptions;
 mod takeover;

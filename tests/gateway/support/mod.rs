@@ -6,7 +6,9 @@ mod gateway;
 mod mosquitto;
 mod proxy;
 pub mod raw;
+pub mod paho;
 pub mod scripted;
+pub mod wire_cutter;
 
 pub use browser::Browser;
 pub use device::Device;
