@@ -122,11 +122,6 @@ impl Gateway {
         std::fs::read_to_string(self.folder.path().join("log")).expect("readable")
     }
 
-    /// The process.
-    pub fn id(&self) -> u32 {
-        self.child.id().expect("it runs")
-    }
-
     /// SIGKILL.
     pub async fn kill(&mut self) {
         self.child.kill().await.expect("killed");

@@ -4,9 +4,9 @@ mod browser;
 mod device;
 mod gateway;
 mod mosquitto;
+pub mod paho;
 mod proxy;
 pub mod raw;
-pub mod paho;
 pub mod scripted;
 pub mod wire_cutter;
 
