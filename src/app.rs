@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use crate::broker::{self, Broker};
 use crate::config::Config;
 use crate::session::{Context, Roster};
-use crate::{http, shutdown};
+use crate::{http, metrics, shutdown};
 
 /// The running gateway.
 pub struct App {
@@ -61,6 +61,7 @@ impl App {
             shutdown: config.shutdown,
         };
         let closing = &context.closing;
+        context.tasks.spawn(closing.clone().run_until_cancelled_owned(metrics::upkeep(page.clone())));
         app.serve(http::serve(listener, context.clone(), closing.clone()));
         app.serve(http::serve_admin(admin_listener, context.clone(), page, closing.clone()));
         Ok(app)

@@ -9,6 +9,7 @@ pub mod embedded;
 mod front;
 pub mod link;
 mod rules;
+mod signal;
 mod transport;
 mod watch;
 

@@ -14,6 +14,8 @@ use crate::wire::{Close, Code};
 /// Seconds from a broker read to the socket write, and from a publish to its ack.
 const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+const UPKEEP: Duration = Duration::from_secs(5);
+
 /// The state of a session's broker link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkState {
@@ -34,6 +36,14 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     gauge!("tidegate_build_info", "version" => env!("CARGO_PKG_VERSION"), "rustc" => rustc, "embedded_broker" => embedded).set(1);
     LazyLock::force(&METRICS);
     Ok(handle)
+}
+
+/// Sorts the samples of histograms into their buckets, which would pile up where nobody looks at the page.
+pub async fn upkeep(handle: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        handle.run_upkeep();
+    }
 }
 
 /// The page for Prometheus, process metrics included.

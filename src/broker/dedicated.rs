@@ -181,7 +181,7 @@ impl Dedicated {
                 select! {
                     result = &mut attempt => break result,
                     command = self.commands.recv(), if self.end.is_none() => self.on_command(command, None),
-                    () = self.downlink.to_link.notified() => self.on_downlink(),
+                    () = self.downlink.to_link.raised() => self.on_downlink(),
                     () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.on_time(),
                 }
                 if self.is_done_offline() {
@@ -295,6 +295,11 @@ impl Dedicated {
                 self.origins.shrink_to_fit();
             }
             select! {
+                // Commands can't keep the connection waiting: what they have to say must be written before more are taken.
+                biased;
+                () = self.downlink.to_link.raised() => self.on_downlink(),
+                () = timer.as_mut() => self.on_timer(connection, clock)?,
+                command = self.commands.recv(), if self.takes_commands(connection) => self.on_command(command, Some(connection)),
                 turn = connection.turn(may_read) => {
                     clock.stuck_since = None;
                     match turn? {
@@ -302,9 +307,6 @@ impl Dedicated {
                         Turn::Read => self.on_read(connection, clock)?,
                     }
                 }
-                command = self.commands.recv(), if self.takes_commands(connection) => self.on_command(command, Some(connection)),
-                () = self.downlink.to_link.notified() => self.on_downlink(),
-                () = timer.as_mut() => self.on_timer(connection, clock)?,
             }
         }
     }

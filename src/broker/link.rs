@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{Notify, mpsc};
 
+use super::signal::Signal;
+
 use crate::delivery::outbox::Overflow;
 use crate::delivery::{self, Delivery, Outbox, subscription_id};
 use crate::metrics;
@@ -157,7 +159,7 @@ impl Handle {
     /// Somebody else connects with this link's client identifier: the link gives way.
     pub fn take_over(&self) {
         self.downlink.lock().taken_over = true;
-        self.downlink.to_link.notify_one();
+        self.downlink.to_link.raise();
     }
 
     /// Waits until the link has let go of the broker's session.
@@ -167,15 +169,18 @@ impl Handle {
     }
 }
 
+/// Deliveries of a session that may wait without being counted.
+const FEW: usize = 8;
+
 /// What comes down to a session, and the confirmations that go back up.
 #[derive(Debug)]
 pub struct Downlink {
     state: Mutex<State>,
     config: delivery::Config,
     /// Wakes the session: there are events, or the first deliveries.
-    pub to_session: Notify,
+    pub to_session: Signal,
     /// Wakes the link: there are confirmations, there is room, or it is to give way.
-    pub to_link: Notify,
+    pub to_link: Signal,
     let_go: Notify,
 }
 
@@ -186,6 +191,19 @@ struct State {
     confirmations: Vec<Receipt>,
     overflow: Overflow,
     taken_over: bool,
+    /// Deliveries and bytes as the gauges know them.
+    counted: (usize, usize),
+}
+
+impl State {
+    /// Tells the gauges what waits. What is taken as soon as it is offered never shows: gauges that all sessions share are dear.
+    fn count_outbox(&mut self) {
+        let now = (self.outbox.len(), self.outbox.bytes());
+        if now.0 > FEW || self.counted != (0, 0) {
+            metrics::outbox_changed(self.counted, now);
+            self.counted = now;
+        }
+    }
 }
 
 impl Downlink {
@@ -194,8 +212,8 @@ impl Downlink {
         Arc::new(Downlink {
             state: Mutex::default(),
             config,
-            to_session: Notify::new(),
-            to_link: Notify::new(),
+            to_session: Signal::default(),
+            to_link: Signal::default(),
             let_go: Notify::new(),
         })
     }
@@ -203,22 +221,21 @@ impl Downlink {
     /// Link: tells the session something. Events are as many as the session's requests, and a few.
     pub fn tell(&self, event: Event) {
         self.lock().events.push_back(event);
-        self.to_session.notify_one();
+        self.to_session.raise();
     }
 
     /// Link: offers what one read of the broker brought.
     pub fn offer(&self, deliveries: impl Iterator<Item = Delivery>) {
         let mut state = self.lock();
-        let before = (state.outbox.len(), state.outbox.bytes());
         let mut dropped = 0;
         for delivery in deliveries {
             let overflow = state.overflow;
             dropped += state.outbox.offer(delivery, overflow, &self.config);
         }
-        metrics::outbox_changed(before, (state.outbox.len(), state.outbox.bytes()));
+        state.count_outbox();
         metrics::deliveries_dropped(dropped);
         drop(state);
-        self.to_session.notify_one();
+        self.to_session.raise();
     }
 
     /// Link: whether the broker's connection may be read.
@@ -240,9 +257,8 @@ impl Downlink {
     /// Link: a subscription has ended; what waits for it alone leaves, and its receipts come back.
     pub fn purge(&self, filter: &TopicFilter) -> Vec<Receipt> {
         let mut state = self.lock();
-        let before = (state.outbox.len(), state.outbox.bytes());
         let receipts = state.outbox.purge(subscription_id(filter));
-        metrics::outbox_changed(before, (state.outbox.len(), state.outbox.bytes()));
+        state.count_outbox();
         receipts
     }
 
@@ -270,19 +286,13 @@ impl Downlink {
     pub fn take(&self, bytes: Option<usize>) -> (VecDeque<Event>, Vec<Delivery>, u64) {
         let mut state = self.lock();
         let was_full = state.outbox.is_full(&self.config);
-        let before = (state.outbox.len(), state.outbox.bytes());
         let taken = bytes.map_or_else(Vec::new, |bytes| state.outbox.take(bytes));
         let dropped = state.outbox.take_dropped();
-        metrics::outbox_changed(before, (state.outbox.len(), state.outbox.bytes()));
+        state.count_outbox();
         if was_full {
-            self.to_link.notify_one();
+            self.to_link.raise();
         }
         (std::mem::take(&mut state.events), taken, dropped)
-    }
-
-    /// Session: whether events or deliveries wait.
-    pub fn has_deliveries(&self) -> bool {
-        !self.lock().outbox.is_empty()
     }
 
     /// Session: these deliveries are confirmed.
@@ -291,7 +301,7 @@ impl Downlink {
         let before = state.confirmations.len();
         state.confirmations.extend(receipts);
         if state.confirmations.len() > before {
-            self.to_link.notify_one();
+            self.to_link.raise();
         }
     }
 
@@ -301,7 +311,7 @@ impl Downlink {
         let mut state = self.lock();
         if state.overflow != overflow {
             state.overflow = overflow;
-            self.to_link.notify_one();
+            self.to_link.raise();
         }
     }
 
@@ -318,6 +328,6 @@ impl Downlink {
 impl Drop for Downlink {
     fn drop(&mut self) {
         let state = self.state.get_mut().expect("nobody panics while holding it");
-        metrics::outbox_changed((state.outbox.len(), state.outbox.bytes()), (0, 0));
+        metrics::outbox_changed(state.counted, (0, 0));
     }
 }

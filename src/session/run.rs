@@ -210,7 +210,7 @@ impl Attached {
                 }
             }
             select! {
-                () = self.link.downlink.to_session.notified() => {}
+                () = self.link.downlink.to_session.raised() => {}
                 () = peer.gone() => return Err(Close::Lost),
                 () = sleep_until(until) => {
                     peer.refuse(Reply::refused(Refusal::broker_unavailable(), None));
@@ -235,6 +235,7 @@ struct Open<'a, S> {
     last_life: Instant,
     missed: u32,
     next_ping: Instant,
+    is_stalled: bool,
     dropped: u64,
     told_drops: Option<Instant>,
 }
@@ -261,6 +262,7 @@ impl<'a, S: Socket> Open<'a, S> {
             last_life: now,
             missed: 0,
             next_ping: now + context.config.heartbeat,
+            is_stalled: false,
             dropped: 0,
             told_drops: None,
         }
@@ -271,24 +273,34 @@ impl<'a, S: Socket> Open<'a, S> {
             self.on_text(text)?;
         }
         let timer = sleep(Duration::ZERO);
-        tokio::pin!(timer);
+        // Of its own: all sessions waiting on one token would wait for its lock with every delivery.
+        let closing = self.context.closing.child_token();
+        let closing = closing.cancelled();
+        tokio::pin!(timer, closing);
         loop {
             if !self.peer.writing.is_pending() {
                 self.fill()?;
             }
-            self.begin_progress();
             let wake = self.next_wake();
             if timer.is_elapsed() || wake < timer.deadline() {
                 timer.as_mut().reset(wake);
             }
-            let may_read = self.may_read();
+            let (is_writing, may_read) = (self.peer.writing.is_pending(), self.may_read());
             self.state.shrink();
             select! {
+                // In this order, as most turns are deliveries; none of the first three can keep the others waiting.
+                biased;
+                () = self.link.downlink.to_session.raised(), if !is_writing => {}
+                () = timer.as_mut() => self.on_timer()?,
+                () = closing.as_mut() => return Err(Close::Drain),
                 turn = self.peer.turn(may_read) => match turn? {
                     Turn::Flushed { frames } => self.on_flushed(frames),
                     Turn::Read(None) => return Err(Close::Lost),
                     Turn::Read(Some(read)) => self.on_read(read?)?,
                 },
+                () = self.link.downlink.to_session.raised(), if is_writing => {
+                    self.on_events(self.link.downlink.take_events())?;
+                }
                 permit = self.link.commands.reserve(), if !self.commands.is_empty() => {
                     let command = self.commands.pop_front();
                     match (permit, command) {
@@ -297,9 +309,6 @@ impl<'a, S: Socket> Open<'a, S> {
                         (Ok(_), None) => {}
                     }
                 }
-                () = self.link.downlink.to_session.notified() => self.on_events(self.link.downlink.take_events())?,
-                () = timer.as_mut() => self.on_timer()?,
-                () = self.context.closing.cancelled() => return Err(Close::Drain),
             }
         }
     }
@@ -329,21 +338,16 @@ impl<'a, S: Socket> Open<'a, S> {
         self.commands.is_empty() && !self.peer.writing.is_full()
     }
 
-    /// From the moment that something waits to be written, the network has to take some of it.
-    fn begin_progress(&mut self) {
-        if self.peer.writing.is_pending() && self.batch.progress.is_none() {
-            self.batch.progress = Some((self.peer.socket.written(), Instant::now()));
-        }
-    }
-
     fn on_flushed(&mut self, frames: bool) {
         let now = StdInstant::now();
         for received in self.batch.received.drain(..) {
             metrics::delivered(now - received);
         }
-        self.link.downlink.confirm(self.batch.receipts.drain(..));
+        if !self.batch.receipts.is_empty() {
+            self.link.downlink.confirm(self.batch.receipts.drain(..));
+        }
         self.batch.progress = None;
-        self.link.downlink.set_stalled(false);
+        self.set_stalled(false);
         if frames {
             self.last_life = Instant::now();
         }
@@ -387,8 +391,11 @@ impl<'a, S: Socket> Open<'a, S> {
 
     fn tell_drops(&mut self, dropped: u64) {
         self.dropped += dropped;
+        if self.dropped == 0 {
+            return;
+        }
         let now = Instant::now();
-        if self.dropped > 0 && self.told_drops.is_none_or(|told| now >= told + Duration::from_secs(1)) {
+        if self.told_drops.is_none_or(|told| now >= told + Duration::from_secs(1)) {
             let count = std::mem::take(&mut self.dropped);
             self.told_drops = Some(now);
             self.peer.reply(Reply::Error {
@@ -401,8 +408,16 @@ impl<'a, S: Socket> Open<'a, S> {
         }
     }
 
-    fn next_wake(&self) -> Instant {
+    /// Also marks the moment from which the network has to take some of what waits to be written.
+    fn next_wake(&mut self) -> Instant {
+        let is_writing = self.peer.writing.is_pending();
+        if !is_writing && self.dropped == 0 {
+            return self.next_ping;
+        }
         let now = Instant::now();
+        if is_writing && self.batch.progress.is_none() {
+            self.batch.progress = Some((self.peer.socket.written(), now));
+        }
         let writing = self.batch.progress.map(|(_, since)| (since + STALL).max(now + STALL / 4));
         let drops = (self.dropped > 0).then(|| now + Duration::from_secs(1));
         writing.into_iter().chain(drops).fold(self.next_ping, Instant::min)
@@ -436,13 +451,20 @@ impl<'a, S: Socket> Open<'a, S> {
         if current != *written {
             (*written, *since) = (current, now);
             self.last_life = now;
-            self.link.downlink.set_stalled(false);
+            self.set_stalled(false);
         } else if now >= *since + self.context.config.write_timeout {
             return Err(Close::SlowConsumer);
         } else if now >= *since + STALL {
-            self.link.downlink.set_stalled(true);
+            self.set_stalled(true);
         }
         Ok(())
+    }
+
+    fn set_stalled(&mut self, stalled: bool) {
+        if self.is_stalled != stalled {
+            self.is_stalled = stalled;
+            self.link.downlink.set_stalled(stalled);
+        }
     }
 
     /// The link is gone: it said why, or it failed.

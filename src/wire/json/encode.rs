@@ -24,7 +24,7 @@ pub fn delivery(head: &Head, message: &Message, format: Format) -> String {
     }
     if let Some(msgid) = &head.msgid {
         out.push_str(r#","msgid":"#);
-        json(&mut out, msgid);
+        string(&mut out, msgid);
     }
     if head.dup {
         out.push_str(r#","dup":true"#);
@@ -35,7 +35,7 @@ pub fn delivery(head: &Head, message: &Message, format: Format) -> String {
 
 fn tail(out: &mut String, timestamp: u64, message: &Message, format: Format) {
     out.push_str(r#","topic":"#);
-    json(out, message.topic.as_ref());
+    string(out, message.topic.as_ref());
     payload(out, &message.payload, format);
     let qos = message.qos.number();
     write!(out, r#","qos":{qos},"retain":{},"timestamp":{timestamp}"#, message.retain).expect("a string takes all");
@@ -57,7 +57,7 @@ fn payload(out: &mut String, payload: &[u8], format: Format) {
         return out.push_str(r#","encoding":"json""#);
     }
     out.push_str(r#","payload":"#);
-    json(out, text);
+    string(out, text);
 }
 
 /// The text without the space around it, if it is JSON that our own decoder would take.
@@ -97,6 +97,16 @@ fn properties(out: &mut String, properties: &Properties) {
     if separator == "," {
         out.push('}');
     }
+}
+
+/// Most strings need no escapes, and are copied as they are.
+fn string(out: &mut String, text: &str) {
+    if text.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+        return json(out, text);
+    }
+    out.push('"');
+    out.push_str(text);
+    out.push('"');
 }
 
 fn json<T: serde::Serialize + ?Sized>(out: &mut String, value: &T) {
