@@ -713,6 +713,47 @@ mod tests {
         );
     }
 
+    /// A CONNACK or a SUBACK from a client stops some brokers for good.
+    #[test]
+    fn a_client_writes_nothing_that_only_brokers_send() {
+        let message = Message {
+            topic: Topic::parse("a").expect("a topic"),
+            payload: Bytes::new(),
+            qos: Qos::AtLeastOnce,
+            retain: true,
+            properties: None,
+        };
+        let connect = Connect {
+            client_id: "a",
+            clean_start: true,
+            keep_alive: 1,
+            session_expiry: 0,
+            receive_maximum: 1,
+            maximum_packet_size: 1,
+            username: None,
+            password: None,
+            will: None,
+        };
+        let writers: [&dyn Fn(&mut BytesMut); 10] = [
+            &|out| connect.write(out),
+            &|out| write_publish(out, &message, Some(id(1)), true),
+            &|out| write_subscribe(out, id(1), None, "a", SubscribeOptions::default()),
+            &|out| write_unsubscribe(out, id(1), "a"),
+            &|out| write_puback(out, id(1)),
+            &|out| write_pubrec(out, id(1)),
+            &|out| write_pubrel(out, id(1)),
+            &|out| write_pubcomp(out, id(1), Reason::SUCCESS),
+            &|out| write_pingreq(out),
+            &|out| write_disconnect(out, None),
+        ];
+        let types = writers.map(|write| {
+            let mut out = BytesMut::new();
+            write(&mut out);
+            out[0] >> 4
+        });
+        assert_eq!(types, [1, 3, 8, 10, 4, 5, 6, 7, 12, 14]);
+    }
+
     fn messages() -> impl Strategy<Value = Message> {
         let text = "[a-zé]{0,9}";
         let properties = (
