@@ -3,7 +3,11 @@
 //! A session never learns whether the connection behind is its own.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Poll;
 
 use tokio::sync::{Notify, mpsc};
 
@@ -136,6 +140,8 @@ impl Abilities {
 /// A session's end of its link.
 #[derive(Debug)]
 pub struct Link {
+    /// What keeps the link going.
+    pub work: Work,
     /// Waits while the broker's side is behind, so that a browser is read no faster than the broker takes.
     pub commands: mpsc::Sender<Box<Command>>,
     /// What comes down.
@@ -146,6 +152,49 @@ impl Link {
     /// A handle for those who may have to end the link from outside.
     pub fn handle(&self) -> Handle {
         Handle { downlink: self.downlink.clone() }
+    }
+}
+
+/// What keeps a link going, and ends when the link has let go of the broker's session.
+///
+/// The session's own task does it: a task of the link's would make two wake-ups of each delivery. Whoever waits for anything of
+/// the link must keep it going meanwhile.
+pub struct Work(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
+
+impl Work {
+    /// The work of a link with a connection of its own.
+    pub fn new(work: impl Future<Output = ()> + Send + 'static) -> Work {
+        Work(Some(Box::pin(work)))
+    }
+
+    /// Goes on for as long as it is polled; `to_session` is looked at after each poll. To stop polling loses nothing.
+    pub async fn go_on(&mut self, to_session: &Signal) -> Infallible {
+        poll_fn(|context| {
+            to_session.rest();
+            if self.0.as_mut().is_some_and(|work| work.as_mut().poll(context).is_ready()) {
+                self.0 = None;
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Goes on to the end.
+    pub async fn finish(self) {
+        if let Some(work) = self.0 {
+            work.await;
+        }
+    }
+
+    /// Leaves nothing to do here.
+    pub fn take(&mut self) -> Work {
+        Work(self.0.take())
+    }
+}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Work(going on)" } else { "Work(done)" })
     }
 }
 

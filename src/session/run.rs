@@ -8,6 +8,7 @@ use std::time::{Duration, Instant as StdInstant, SystemTime};
 use rand::Rng;
 use serde_json::Number;
 use tokio::select;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -147,11 +148,10 @@ struct Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let Some(place) = self.place.take() else { return };
-        let (commands, handle, close) = (self.link.commands.clone(), self.link.handle(), self.close);
+        let (work, commands, close) = (self.link.work.take(), self.link.commands.clone(), self.close);
         let context = self.context.clone();
         self.context.tasks.spawn(async move {
-            let _ = commands.send(Box::new(Command::End(close))).await;
-            handle.ended().await;
+            let _ = tokio::join!(work.finish(), commands.send(Box::new(Command::End(close))));
             context.roster.leave(&place);
         });
     }
@@ -194,7 +194,7 @@ impl Attached {
     }
 
     /// Waits until the broker has accepted the session.
-    async fn ready<S: Socket>(&self, peer: &mut Peer<S>) -> Result<Ready, Close> {
+    async fn ready<S: Socket>(&mut self, peer: &mut Peer<S>) -> Result<Ready, Close> {
         let until = Instant::now() + self.context.broker_timeout;
         loop {
             for event in self.link.downlink.take_events() {
@@ -210,6 +210,8 @@ impl Attached {
                 }
             }
             select! {
+                biased;
+                never = self.link.work.go_on(&self.link.downlink.to_session) => match never {},
                 () = self.link.downlink.to_session.raised() => {}
                 () = peer.gone() => return Err(Close::Lost),
                 () = sleep_until(until) => {
@@ -226,7 +228,7 @@ impl Attached {
 struct Open<'a, S> {
     peer: &'a mut Peer<S>,
     state: State,
-    link: &'a Link,
+    link: &'a mut Link,
     context: &'a Context,
     /// For the broker's side, as it has room.
     commands: VecDeque<Box<Command>>,
@@ -249,13 +251,13 @@ struct Batch {
 }
 
 impl<'a, S: Socket> Open<'a, S> {
-    fn new(peer: &'a mut Peer<S>, state: State, attached: &'a Attached) -> Open<'a, S> {
+    fn new(peer: &'a mut Peer<S>, state: State, attached: &'a mut Attached) -> Open<'a, S> {
         let context = &attached.context;
         let now = Instant::now();
         Open {
             peer,
             state,
-            link: &attached.link,
+            link: &mut attached.link,
             context,
             commands: VecDeque::new(),
             batch: Batch::default(),
@@ -290,6 +292,7 @@ impl<'a, S: Socket> Open<'a, S> {
             select! {
                 // In this order, as most turns are deliveries; none of the first three can keep the others waiting.
                 biased;
+                never = self.link.work.go_on(&self.link.downlink.to_session) => match never {},
                 () = self.link.downlink.to_session.raised(), if !is_writing => {}
                 () = timer.as_mut() => self.on_timer()?,
                 () = closing.as_mut() => return Err(Close::Drain),
@@ -301,13 +304,8 @@ impl<'a, S: Socket> Open<'a, S> {
                 () = self.link.downlink.to_session.raised(), if is_writing => {
                     self.on_events(self.link.downlink.take_events())?;
                 }
-                permit = self.link.commands.reserve(), if !self.commands.is_empty() => {
-                    let command = self.commands.pop_front();
-                    match (permit, command) {
-                        (Ok(permit), Some(command)) => permit.send(command),
-                        (Err(_), _) => return Err(self.link_ended()),
-                        (Ok(_), None) => {}
-                    }
+                handed = hand_over(&self.link.commands, &mut self.commands), if !self.commands.is_empty() => {
+                    handed.map_err(|()| self.link_ended())?;
                 }
             }
         }
@@ -475,6 +473,15 @@ impl<'a, S: Socket> Open<'a, S> {
         });
         ended.unwrap_or(Close::Fault)
     }
+}
+
+/// Gives the broker's side one command when it has room; the error says that it is gone. Safe to drop half-way.
+async fn hand_over(to: &mpsc::Sender<Box<Command>>, commands: &mut VecDeque<Box<Command>>) -> Result<(), ()> {
+    let permit = to.reserve().await.map_err(drop)?;
+    if let Some(command) = commands.pop_front() {
+        permit.send(command);
+    }
+    Ok(())
 }
 
 /// The socket and what waits for it.
