@@ -240,7 +240,10 @@ fn describe() {
         Unit::Seconds,
         "From reading a publish of QoS 1 or 2 to the broker's confirmation."
     );
-    describe_gauge!("tidegate_outbox_deliveries", "Deliveries that wait for their browsers.");
+    describe_gauge!(
+        "tidegate_outbox_deliveries",
+        "Deliveries that wait for their browsers, a few of each session left out."
+    );
     describe_gauge!(
         "tidegate_outbox_bytes",
         Unit::Bytes,

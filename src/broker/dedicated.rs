@@ -470,6 +470,8 @@ impl Dedicated {
                 Err(refusal) => self.downlink.tell(Event::Subscribed(id, Err(refusal))),
             },
             Command::Unsubscribe(id, filter) => self.on_unsubscribe_command(id, filter),
+            // Without a connection there may be a will to withdraw, which takes as long as the broker holds it.
+            Command::End(close) if connection.is_none() => self.begin_end(close, self.setup.config.grace),
             Command::End(close) => self.begin_end(close, LAST_REQUESTS),
         }
     }
@@ -629,7 +631,10 @@ impl Dedicated {
             return;
         }
         let Publish { id, dup, message, subscription_ids } = publish;
-        let route = self.subscriptions.route(&message, &subscription_ids);
+        let mut route = self.subscriptions.route(&message, &subscription_ids);
+        if route == Route::Withhold && self.brings_early(&subscription_ids) {
+            route = self.subscriptions.route(&message, &subscription_ids);
+        }
         let targets = match route {
             Route::Deliver(targets) => targets,
             Route::Drop => Default::default(),
@@ -660,6 +665,22 @@ impl Dedicated {
                 received,
             });
         }
+    }
+
+    /// A broker may deliver before it has granted (MQTT 5 section 3.8.4): then the subscription is in force already.
+    fn brings_early(&mut self, ids: &[u32]) -> bool {
+        let asked = self.origins.values().find_map(|origin| match origin {
+            Origin::Subscribe(_, asked) | Origin::Opening(_, asked)
+                if ids.contains(&subscription_id(&asked.filter)) =>
+            {
+                Some(asked)
+            }
+            _ => None,
+        });
+        let Some(asked) = asked.map(|asked| Subscription::clone(asked)) else { return false };
+        let qos = asked.options.qos;
+        self.insert(asked, qos);
+        true
     }
 
     fn on_subscription_answer(&mut self, id: PacketId, reason: Reason) {

@@ -378,6 +378,7 @@ impl<'a, S: Socket> Open<'a, S> {
         for effect in effects {
             match effect {
                 Effect::Reply(reply) => self.peer.reply(reply),
+                Effect::Renew(msgid) => self.peer.reply(auth_response(msgid)),
                 Effect::Ask(command) => self.commands.push_back(command),
                 Effect::Confirm(receipt) => self.link.downlink.confirm([receipt]),
                 Effect::Published(qos, after) => metrics::publish_answered(qos, after),
@@ -558,7 +559,7 @@ fn limits(context: &Context, ready: &Ready) -> Limits {
 }
 
 /// The answer to an `auth`.
-pub fn auth_response(msgid: Option<MsgId>) -> Reply {
+fn auth_response(msgid: Option<MsgId>) -> Reply {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Reply::AuthResponse { status: "success", timestamp: now.as_millis() as u64, msgid }
 }

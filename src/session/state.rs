@@ -24,6 +24,8 @@ const MAX_INVALID_FRAMES: u32 = 20;
 pub enum Effect {
     /// The client is told.
     Reply(Reply),
+    /// An `auth` of an open session is answered.
+    Renew(Option<MsgId>),
     /// The broker is asked.
     Ask(Box<Command>),
     /// The broker is told that the client has these.
@@ -129,7 +131,7 @@ impl State {
                 vec![Effect::Reply(Reply::refused(no_access_control(), msgid))]
             }
             // A renewal; all but its token is ignored.
-            ClientFrame::Auth(_) => vec![Effect::Reply(super::run::auth_response(msgid))],
+            ClientFrame::Auth(_) => vec![Effect::Renew(msgid)],
         }
     }
 

@@ -226,7 +226,7 @@ impl Close {
         }
     }
 
-    /// Whether the session's will is published (docs/protocol.md, "Wills").
+    /// Whether the session's will is published (docs/protocol.md).
     pub fn fires_will(self) -> bool {
         !matches!(self, Close::ByClient | Close::Drain | Close::TakenOver)
     }
