@@ -61,7 +61,7 @@ pub struct Config {
     /// The most messages of qos 1 and 2 that the broker may send a session before they are confirmed.
     #[serde(deserialize_with = "units::count")]
     pub receive_maximum: NonZeroU16,
-    /// The most publishes of a session that wait for a broker that is down.
+    /// The most publishes of a session that wait for a broker that is down, and the most subscribes and unsubscribes.
     #[serde(deserialize_with = "units::count")]
     pub max_waiting: NonZeroUsize,
 }

@@ -266,6 +266,7 @@ impl Dedicated {
         }
         self.outgoing.on_link_down();
         self.incoming.on_link_down();
+        self.restoring = 0;
         let quick = is_reconnect && connected.elapsed() < TAKEOVER_WINDOW;
         self.attempts = if quick { self.attempts.saturating_add(1) } else { 0 };
         let is_cut = matches!(lost, Some(Lost::Closed | Lost::Io(_)));
@@ -312,7 +313,10 @@ impl Dedicated {
     }
 
     fn takes_commands(&self, connection: &Connection) -> bool {
-        self.end.is_none() && connection.outbound.len() < MAX_OUTBOUND && self.outgoing.waiting() == 0
+        self.end.is_none()
+            && connection.outbound.len() < MAX_OUTBOUND
+            && self.outgoing.waiting() == 0
+            && self.outgoing.waiting_subscriptions() == 0
     }
 
     fn on_connected(&mut self, connack: Connack) {
@@ -419,6 +423,16 @@ impl Dedicated {
         }
     }
 
+    /// One subscription less is to be restored on this connection.
+    fn on_restored(&mut self) {
+        if self.restoring > 0 {
+            self.restoring -= 1;
+            if self.restoring == 0 {
+                self.downlink.tell(Event::Up { session_present: false });
+            }
+        }
+    }
+
     fn lose_subscription(&mut self, filter: TopicFilter, refusal: Refusal) {
         self.remove(&filter);
         self.downlink.tell(Event::SubscriptionLost(filter, refusal));
@@ -465,11 +479,16 @@ impl Dedicated {
     fn on_command(&mut self, command: Option<Box<Command>>, connection: Option<&mut Connection>) {
         match command.map_or(Command::End(Close::Fault), |command| *command) {
             Command::Publish(id, message) => self.on_publish_command(id, message, connection),
-            Command::Subscribe(id, subscription) => match self.judge_filter(&subscription) {
-                Ok(()) => self.ask_subscribe(Origin::Subscribe(id, Box::new(subscription))),
-                Err(refusal) => self.downlink.tell(Event::Subscribed(id, Err(refusal))),
+            Command::Subscribe(id, subscription) => {
+                match self.judge_wait(connection.as_deref()).and_then(|()| self.judge_filter(&subscription)) {
+                    Ok(()) => self.ask_subscribe(Origin::Subscribe(id, Box::new(subscription))),
+                    Err(refusal) => self.downlink.tell(Event::Subscribed(id, Err(refusal))),
+                }
+            }
+            Command::Unsubscribe(id, filter) => match self.judge_wait(connection.as_deref()) {
+                Ok(()) => self.on_unsubscribe_command(id, filter),
+                Err(refusal) => self.downlink.tell(Event::Answered(id, Err(refusal))),
             },
-            Command::Unsubscribe(id, filter) => self.on_unsubscribe_command(id, filter),
             // Without a connection there may be a will to withdraw, which takes as long as the broker holds it.
             Command::End(close) if connection.is_none() => self.begin_end(close, self.setup.config.grace),
             Command::End(close) => self.begin_end(close, LAST_REQUESTS),
@@ -513,6 +532,12 @@ impl Dedicated {
             self.ask(Request::Subscribe { filter: filter.clone(), options, subscription_id }, Origin::Own);
         }
         self.ask(Request::Unsubscribe(filter.clone()), Origin::Unsubscribe(id, filter));
+    }
+
+    /// While the broker is away, a browser that goes on asking must not fill the memory.
+    fn judge_wait(&self, connection: Option<&Connection>) -> Result<(), Refusal> {
+        let is_full = self.outgoing.waiting_subscriptions() >= self.setup.config.max_waiting.get();
+        if connection.is_none() && is_full { Err(Refusal::broker_unavailable()) } else { Ok(()) }
     }
 
     /// What the broker said that it does not take must not be sent: it would end the connection.
@@ -719,10 +744,7 @@ impl Dedicated {
                     None => self.insert(*subscription, granted),
                     Some(refusal) => self.lose_subscription(subscription.filter, refusal),
                 }
-                self.restoring = self.restoring.saturating_sub(1);
-                if self.restoring == 0 {
-                    self.downlink.tell(Event::Up { session_present: false });
-                }
+                self.on_restored();
             }
             Some(Origin::Unsubscribe(id, filter)) => {
                 if refusal.is_none() {
@@ -776,6 +798,7 @@ impl Dedicated {
                 (Origin::Restore(subscription), Err(refusal)) if !overdue => {
                     let filter = subscription.filter.clone();
                     self.lose_subscription(filter, refusal);
+                    self.on_restored();
                 }
                 (Origin::Subscribe(..) | Origin::Opening(..), Ok(())) | (Origin::Restore(_) | Origin::Own, _) => {}
             }

@@ -18,6 +18,11 @@ pub type Receipt = u64;
 /// An answer that comes after its asker was told that it took too long.
 pub type Late = bool;
 
+/// SUBSCRIBEs and UNSUBSCRIBEs that are written and unanswered at one time; publishes are bounded by the broker's receive maximum.
+const MAX_ASKING: usize = 1000;
+/// The most publishes that are, whatever the broker takes: beside [`MAX_ASKING`], so that a packet identifier is always free.
+const MAX_PUBLISHING: u16 = 60_000;
+
 /// What a client asks of a broker and gets an answer for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
@@ -69,6 +74,8 @@ pub struct Outgoing {
     next_id: PacketId,
     window: usize,
     used: usize,
+    /// Subscriptions that are written on the present connection and unanswered.
+    asking: usize,
 }
 
 #[derive(Debug)]
@@ -105,6 +112,7 @@ impl Outgoing {
             next_id: first_id,
             window: 0,
             used: 0,
+            asking: 0,
         }
     }
 
@@ -120,14 +128,17 @@ impl Outgoing {
         if self.window == 0 {
             return None;
         }
-        let request = match self.subscriptions.pop_front() {
-            Some(request) => request,
-            None if self.used < self.window => {
-                let request = self.publishes.pop_front()?;
-                self.used += 1;
-                request
-            }
-            None => return None,
+        let request = if self.asking < MAX_ASKING
+            && let Some(request) = self.subscriptions.pop_front()
+        {
+            self.asking += 1;
+            request
+        } else if self.used < self.window {
+            let request = self.publishes.pop_front()?;
+            self.used += 1;
+            request
+        } else {
+            return None;
         };
         let entry = self.requests.get_mut(&request).expect("what is queued is a request");
         match entry.stage {
@@ -185,6 +196,7 @@ impl Outgoing {
         }
         self.ids.remove(&id);
         let entry = self.requests.remove(&request).expect("it was there");
+        self.asking = self.asking.saturating_sub(1);
         Some((request, entry.request, entry.late))
     }
 
@@ -192,6 +204,7 @@ impl Outgoing {
     pub fn on_link_down(&mut self) {
         self.window = 0;
         self.used = 0;
+        self.asking = 0;
         self.publishes.clear();
         self.subscriptions.clear();
         for (id, entry) in &mut self.requests {
@@ -209,8 +222,9 @@ impl Outgoing {
     /// A connection is up. With the broker's session lost, QoS 1 is published anew, QoS 2 that the broker had taken is done, and
     /// QoS 2 of which nobody knows is given back as [`Outcome::Unknown`].
     pub fn on_link_up(&mut self, session_present: bool, receive_maximum: u16) -> Vec<(RequestId, Outcome)> {
-        self.window = receive_maximum.into();
+        self.window = receive_maximum.min(MAX_PUBLISHING).into();
         self.used = 0;
+        self.asking = 0;
         if session_present {
             return Vec::new();
         }
@@ -290,6 +304,11 @@ impl Outgoing {
         self.publishes.len()
     }
 
+    /// The same of subscriptions; their window is our own.
+    pub fn waiting_subscriptions(&self) -> usize {
+        self.subscriptions.len()
+    }
+
     /// Gives back the memory of what is over.
     pub fn shrink(&mut self) {
         self.ids.shrink_to_fit();
@@ -324,7 +343,7 @@ fn is_publish(request: &Request, qos: Qos) -> bool {
     matches!(request, Request::Publish(message) if message.qos == qos)
 }
 
-/// There is always one: a client has at most as many requests as its window and its session allow, far below 65,535.
+/// There is always one: [`MAX_ASKING`] and [`MAX_PUBLISHING`] leave some.
 fn free_id(next: &mut PacketId, used: &HashMap<PacketId, RequestId>) -> PacketId {
     loop {
         let id = *next;

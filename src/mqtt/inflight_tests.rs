@@ -104,6 +104,19 @@ fn a_qos_2_publish_ends_with_its_pubcomp() {
 }
 
 #[test]
+fn however_much_is_asked_subscriptions_leave_packet_identifiers_free() {
+    let mut outgoing = asking((0..70_000).map(|_| unsubscribe("a")).chain([qos1("b")]));
+    assert_eq!(outgoing.on_link_up(false, u16::MAX), []);
+    let packets = written(&mut outgoing);
+    assert_eq!((packets.len(), packets.last().map(String::as_str)), (1001, Some("PUBLISH 1001 b")));
+    assert_eq!((outgoing.waiting_subscriptions(), outgoing.waiting()), (69_000, 0));
+    assert!(outgoing.on_suback(id(7)).is_some());
+    assert_eq!(written(&mut outgoing), ["UNSUBSCRIBE 1002 a"], "one is answered, the next leaves");
+    assert_eq!(relink(&mut outgoing, true), []);
+    assert_eq!(written(&mut outgoing).len(), 1001, "those that the broker may have leave first");
+}
+
+#[test]
 fn a_subscription_ends_with_its_suback() {
     let mut outgoing = asked([subscribe("a/#"), unsubscribe("b/#")]);
     assert_eq!(outgoing.on_suback(id(2)), Some((2, unsubscribe("b/#"), false)));
