@@ -16,6 +16,8 @@ use super::greeting::no_access_control;
 
 /// Answers that are remembered for publishes that come again.
 const REMEMBERED_ANSWERS: usize = 256;
+/// Filters that a frame may name, however few subscriptions the session may have: each costs far more than its bytes in the frame.
+const MAX_LISTED: usize = 1000;
 /// Invalid frames in a row that end a session.
 const MAX_INVALID_FRAMES: u32 = 20;
 
@@ -211,6 +213,11 @@ impl State {
         is_subscribe: bool,
         serve: impl Fn(&mut State, RequestId, usize, T) -> Result<Command, Refusal>,
     ) -> Vec<Effect> {
+        let max = self.limits.max_subscriptions.max(MAX_LISTED);
+        if entries.len() > max {
+            let message = format!("A frame may name {max} topics; send several frames.");
+            return vec![Effect::Reply(Reply::refused(Refusal::new(Code::QuotaExceeded, message), msgid))];
+        }
         let list = self.next_request;
         self.next_request += 1;
         let mut effects = Vec::new();

@@ -368,6 +368,18 @@ fn lists_of_several_frames_are_answered_apart() {
 }
 
 #[test]
+fn a_frame_that_names_more_topics_than_any_session_needs_is_refused_whole() {
+    for kind in ["subscribe", "unsubscribe"] {
+        let mut scene = Scene::new();
+        let frame = |count| json!({"type": kind, "topics": vec!["a"; count], "msgid": 1});
+        let refused = scene.send(frame(1001));
+        let error = json!({"type": "error", "code": "quota_exceeded", "retryable": false, "msgid": 1});
+        assert_eq!((refused.said(), refused.asked().len()), (vec![error], 0), "{kind}");
+        assert_eq!(scene.send(frame(1000)).asked().len(), 1000, "{kind}");
+    }
+}
+
+#[test]
 fn one_subscription_too_many_is_refused_until_another_ends() {
     let quota = json!([{"topic": "d", "error": "quota_exceeded"}]);
     let too_many = [json!({"type": "subscribed", "topics": quota})];
