@@ -760,6 +760,10 @@ impl Dedicated {
 
     /// Puts the broker back to what the session knows of a filter: its earlier subscription, or none.
     fn take_back(&mut self, filter: TopicFilter) {
+        if self.origins.values().any(|origin| origin.filter() == Some(&filter)) {
+            // The session has asked for it again, or for its end: that is behind this at the broker, and holds.
+            return;
+        }
         let earlier = self.subscriptions.iter().find(|earlier| earlier.filter == filter);
         let request = match earlier.map(|earlier| earlier.options) {
             Some(options) => Request::Subscribe {
@@ -767,7 +771,11 @@ impl Dedicated {
                 options: SubscribeOptions { retain_handling: 2, ..options },
                 filter,
             },
-            None => Request::Unsubscribe(filter),
+            None => {
+                // What it brought meanwhile is nobody's, and is to be confirmed.
+                self.remove(&filter);
+                Request::Unsubscribe(filter)
+            }
         };
         self.ask(request, Origin::Own);
     }

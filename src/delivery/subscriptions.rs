@@ -110,7 +110,10 @@ impl Subscriptions {
         if ids.iter().any(|id| self.ended.contains(id)) {
             return Route::Drop;
         }
-        let Some(ack) = self.resumed else { return Route::Withhold };
+        let Some(ack) = self.resumed else {
+            // Of a broker that names no subscriptions, it is taken for what one that has ended had queued.
+            return if ids.is_empty() && !self.ended.is_empty() { Route::Drop } else { Route::Withhold };
+        };
         let contract = Contract { ack, format: Format::Text };
         Route::Deliver(SmallVec::from_iter([Target { contract, qos, readers: SmallVec::new() }]))
     }

@@ -728,3 +728,47 @@ async fn packet_identifiers_start_at_random() {
     }
     assert!(first.len() > 1, "{first:?}");
 }
+
+// Late answers, and what the end of something overtakes.
+
+#[tokio::test]
+async fn a_subscribe_that_is_repeated_outlives_the_late_answer_to_the_first() {
+    let (mut broker, house) = ScriptedBroker::with_gateway("request_timeout = 0.3").await;
+    let (mut browser, mut link, _) = broker.open(&house, &[]).await;
+    browser.send(json!({"type": "subscribe", "topic": "a"})).await;
+    let first = link.next_subscribe().await;
+    assert_eq!(browser.expect("subscribed").await["topics"][0]["error"], "timeout");
+    browser.send(json!({"type": "subscribe", "topic": "a"})).await;
+    let second = link.next_subscribe().await;
+    link.answer(SUBACK, first.pkid, 0).await;
+    link.answer(SUBACK, second.pkid, 0).await;
+    assert_eq!(browser.expect("subscribed").await["topics"], json!([{"topic": "a", "qos": 0}]));
+    link.hears_nothing().await;
+}
+
+#[tokio::test]
+async fn what_a_subscription_brings_that_is_taken_back_is_confirmed() {
+    let (mut broker, house) = ScriptedBroker::with_gateway("request_timeout = 0.3").await;
+    let (mut browser, mut link, _) = broker.open(&house, &[]).await;
+    browser.send(json!({"type": "subscribe", "topic": "a", "qos": 1})).await;
+    let subscribe = link.next_subscribe().await;
+    let id = subscribe.properties.and_then(|properties| properties.id).expect("an identifier");
+    assert_eq!(browser.expect("subscribed").await["topics"][0]["error"], "timeout");
+    link.answer(SUBACK, subscribe.pkid, 1).await;
+    assert!(matches!(link.next().await, Packet::Unsubscribe(_)));
+    link.publish(QOS_1, 9, "a", "x", &[id]).await;
+    assert!(matches!(link.next().await, Packet::PubAck(puback) if puback.pkid == 9));
+}
+
+#[tokio::test]
+async fn what_comes_behind_an_unsubscribe_is_confirmed_where_the_broker_has_no_identifiers() {
+    let (mut broker, house) = ScriptedBroker::with_gateway("").await;
+    let (mut browser, mut link, _) = broker.open(&house, &[0x29, 0]).await;
+    subscribe(&mut browser, &mut link, json!({"topic": "a", "qos": 1})).await;
+    browser.send(json!({"type": "unsubscribe", "topic": "a"})).await;
+    let Packet::Unsubscribe(unsubscribe) = link.next().await else { panic!("an UNSUBSCRIBE was expected") };
+    link.answer(UNSUBACK, unsubscribe.pkid, 0).await;
+    browser.expect("unsubscribed").await;
+    link.publish(QOS_1, 9, "a", "x", &[]).await;
+    assert!(matches!(link.next().await, Packet::PubAck(puback) if puback.pkid == 9));
+}
