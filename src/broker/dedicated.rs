@@ -594,14 +594,26 @@ impl Dedicated {
     }
 
     fn on_read(&mut self, connection: &mut Connection, clock: &mut Clock) -> Result<(), Lost> {
+        let mut deliveries = Vec::new();
+        let result = self.on_packets(connection, clock, &mut deliveries);
+        // Also where the connection ends: what it brought is known, and would not be taken for new on the next.
+        self.offer(&mut deliveries);
+        result
+    }
+
+    fn on_packets(
+        &mut self,
+        connection: &mut Connection,
+        clock: &mut Clock,
+        deliveries: &mut Vec<Delivery>,
+    ) -> Result<(), Lost> {
         let received = std::time::Instant::now();
         let timestamp = unix_millis();
-        let mut deliveries = Vec::new();
         while let Some(packet) = connection.next_packet()? {
             match packet {
                 Packet::Publish(publish) => {
                     let moment = (timestamp, received);
-                    self.on_publish(publish, moment, &mut deliveries);
+                    self.on_publish(publish, moment, deliveries);
                 }
                 Packet::Puback(id, reason) => {
                     let outcome = self.outgoing.on_puback(id, reason);
@@ -623,19 +635,15 @@ impl Dedicated {
                 }
                 Packet::Suback(id, reasons) | Packet::Unsuback(id, reasons) => {
                     // What came before the answer belongs before it.
-                    self.offer(&mut deliveries);
+                    self.offer(deliveries);
                     let reason = reasons.first().copied().ok_or(Lost::Malformed(packet::Malformed::Truncated))?;
                     self.on_subscription_answer(id, reason);
                 }
                 Packet::Pingresp => clock.pinged = None,
-                Packet::Disconnect(reason) => {
-                    self.offer(&mut deliveries);
-                    return Err(Lost::Disconnected(reason));
-                }
+                Packet::Disconnect(reason) => return Err(Lost::Disconnected(reason)),
                 Packet::Connack(_) => return Err(Lost::Malformed(packet::Malformed::PacketType(0x20))),
             }
         }
-        self.offer(&mut deliveries);
         Ok(())
     }
 

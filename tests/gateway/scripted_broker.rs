@@ -772,3 +772,14 @@ async fn what_comes_behind_an_unsubscribe_is_confirmed_where_the_broker_has_no_i
     link.publish(QOS_1, 9, "a", "x", &[]).await;
     assert!(matches!(link.next().await, Packet::PubAck(puback) if puback.pkid == 9));
 }
+
+#[tokio::test]
+async fn what_came_before_a_malformed_packet_is_delivered() {
+    let (mut broker, house) = ScriptedBroker::with_gateway("").await;
+    let (mut browser, mut link, _) = broker.open(&house, &[]).await;
+    subscribe(&mut browser, &mut link, json!({"topic": "a", "qos": 1})).await;
+    link.send_bytes(b"\x32\x07\0\x01a\0\x09\0x\xF0\0").await;
+    let mut told = [browser.next().await, browser.next().await];
+    told.sort_by_key(|frame| frame["type"].to_string());
+    assert_eq!((&told[0]["status"], &told[1]["payload"]), (&json!("down"), &json!("x")), "{told:?}");
+}
