@@ -290,12 +290,19 @@ impl<'a, S: Socket> Open<'a, S> {
             let (is_writing, may_read) = (self.peer.writing.is_pending(), self.may_read());
             self.state.shrink();
             select! {
-                // In this order, as most turns are deliveries; none of the first three can keep the others waiting.
+                // In this order, as most turns are deliveries; none of those before the turn can keep it waiting.
                 biased;
                 never = self.link.work.go_on(&self.link.downlink.to_session) => match never {},
                 () = self.link.downlink.to_session.raised(), if !is_writing => {}
                 () = timer.as_mut() => self.on_timer()?,
                 () = closing.as_mut() => return Err(Close::Drain),
+                handed = hand_over(&self.link.commands, &mut self.commands), if !self.commands.is_empty() => {
+                    if handed.is_err() {
+                        // It said why, or it failed.
+                        self.on_events(self.link.downlink.take_events())?;
+                        return Err(Close::Fault);
+                    }
+                }
                 turn = self.peer.turn(may_read) => match turn? {
                     Turn::Flushed { frames } => self.on_flushed(frames),
                     Turn::Read(None) => return Err(Close::Lost),
@@ -303,9 +310,6 @@ impl<'a, S: Socket> Open<'a, S> {
                 },
                 () = self.link.downlink.to_session.raised(), if is_writing => {
                     self.on_events(self.link.downlink.take_events())?;
-                }
-                handed = hand_over(&self.link.commands, &mut self.commands), if !self.commands.is_empty() => {
-                    handed.map_err(|()| self.link_ended())?;
                 }
             }
         }
@@ -464,15 +468,6 @@ impl<'a, S: Socket> Open<'a, S> {
             self.is_stalled = stalled;
             self.link.downlink.set_stalled(stalled);
         }
-    }
-
-    /// The link is gone: it said why, or it failed.
-    fn link_ended(&self) -> Close {
-        let ended = self.link.downlink.take_events().into_iter().find_map(|event| match event {
-            Event::Ended(close, _) => Some(close),
-            _ => None,
-        });
-        ended.unwrap_or(Close::Fault)
     }
 }
 

@@ -73,6 +73,8 @@ pub struct Writing {
     is_dirty: bool,
     /// More than pings was queued since the last flush: a ping of ours is no sign of the client's life.
     has_frames: bool,
+    /// The last turn was a write.
+    has_flushed: bool,
 }
 
 impl Writing {
@@ -100,16 +102,25 @@ impl Writing {
     }
 
     /// Writes what is queued and, if `reading`, reads. Safe to poll anew at any time.
+    ///
+    /// After a write the client has its turn: else a flood of deliveries would never let it say that it has enough.
     pub fn poll_turn<S: Socket>(
         &mut self,
         socket: &mut S,
         reading: bool,
         context: &mut Context<'_>,
     ) -> Poll<Result<Turn<S::Text>, Close>> {
+        if reading
+            && std::mem::take(&mut self.has_flushed)
+            && let Poll::Ready(read) = Pin::new(&mut *socket).poll_next(context)
+        {
+            return Poll::Ready(Ok(Turn::Read(read)));
+        }
         if self.is_pending()
             && let Poll::Ready(result) = self.poll_flush(socket, context)
         {
             let frames = std::mem::take(&mut self.has_frames);
+            self.has_flushed = true;
             return Poll::Ready(result.map(|()| Turn::Flushed { frames }));
         }
         if reading { Pin::new(socket).poll_next(context).map(|read| Ok(Turn::Read(read))) } else { Poll::Pending }
@@ -128,5 +139,59 @@ impl Writing {
         ready!(Pin::new(socket).poll_flush(context))?;
         self.is_dirty = false;
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    /// Takes everything at once, and always has a ping of the client to read.
+    struct Eager;
+
+    impl Stream for Eager {
+        type Item = Result<Inbound<String>, Close>;
+        fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+            Poll::Ready(Some(Ok(Inbound::Life)))
+        }
+    }
+
+    impl Sink<Outbound> for Eager {
+        type Error = Close;
+        fn poll_ready(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Close>> {
+            Poll::Ready(Ok(()))
+        }
+        fn start_send(self: Pin<&mut Self>, _: Outbound) -> Result<(), Close> {
+            Ok(())
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Close>> {
+            Poll::Ready(Ok(()))
+        }
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Close>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl Socket for Eager {
+        type Text = String;
+        fn written(&self) -> u64 {
+            0
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_is_heard_while_there_is_always_more_to_write() {
+        let (mut writing, mut reads, mut writes) = (Writing::default(), 0, 0);
+        for _ in 0..10 {
+            writing.push(Outbound::Text("x".to_owned()));
+            match poll_fn(|context| writing.poll_turn(&mut Eager, true, context)).await {
+                Ok(Turn::Read(_)) => reads += 1,
+                Ok(Turn::Flushed { .. }) => writes += 1,
+                Err(close) => panic!("{close}"),
+            }
+        }
+        assert_eq!((reads, writes), (5, 5));
     }
 }
