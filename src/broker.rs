@@ -28,7 +28,7 @@ pub use watch::Reach;
 use crate::delivery;
 use crate::mqtt::Message;
 use crate::mqtt::packet::Connect;
-use crate::wire::Refusal;
+use crate::wire::{Refusal, Will};
 
 use embedded::{Embedded, EmbeddedError};
 
@@ -53,6 +53,11 @@ impl Setup {
     /// The broker is in this process and needs care.
     fn is_embedded(&self) -> bool {
         self.embedded.is_some()
+    }
+
+    /// The broker has this will and publishes it no sooner than the client wants: it needn't be done here.
+    fn holds(&self, will: &Will) -> bool {
+        !self.is_embedded() && u64::from(will.delay) >= self.config.grace.as_secs()
     }
 
     /// What all CONNECTs have in common.

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use rand::Rng;
 use tokio::select;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
@@ -32,6 +33,8 @@ const LAST_REQUESTS: Duration = Duration::from_secs(5);
 const LAST_REQUESTS_OF_PREDECESSOR: Duration = Duration::from_secs(1);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
+/// Reads after which a connection that always has more lets others go on.
+const READS_IN_A_ROW: u32 = 8;
 /// Commands are taken while less than this waits to be written to the broker.
 const MAX_OUTBOUND: usize = 64 * 1024;
 
@@ -260,8 +263,9 @@ impl Dedicated {
             packet::write_pingreq(&mut connection.outbound);
         }
         let lost = self.serve(&mut connection, &mut clock).await.err();
-        if self.setup.is_embedded() {
-            // The identifier is free when rumqttd has seen the end of the connection.
+        if lost.is_none() || self.setup.is_embedded() {
+            // Closing at once, with packets unread, would reset the connection under the goodbye; and for rumqttd the identifier is
+            // free only when it has seen the end.
             let _ = timeout(GOODBYE, connection.finish()).await;
         }
         self.outgoing.on_link_down();
@@ -275,6 +279,7 @@ impl Dedicated {
     }
 
     async fn serve(&mut self, connection: &mut Connection, clock: &mut Clock) -> Result<(), Lost> {
+        let mut reads = 0u32;
         let timer = sleep(Duration::ZERO);
         tokio::pin!(timer);
         // What the broker sent right behind its CONNACK has been read already.
@@ -305,7 +310,14 @@ impl Dedicated {
                     clock.stuck_since = None;
                     match turn? {
                         Turn::Wrote => clock.last_write = Instant::now(),
-                        Turn::Read => self.on_read(connection, clock)?,
+                        Turn::Read => {
+                            self.on_read(connection, clock)?;
+                            reads += 1;
+                            if reads % READS_IN_A_ROW == 0 {
+                                // The session, in the same task, has its turn however much the broker sends.
+                                yield_now().await;
+                            }
+                        }
                     }
                 }
             }
@@ -877,6 +889,8 @@ impl Dedicated {
             let idle = self.outgoing.is_empty();
             match (end.stage, &self.opening.will) {
                 (Stage::Requests, _) if !idle && !passed => return false,
+                // The broker waits for that long anyway: it has the will.
+                (Stage::Requests, Some(will)) if end.close.fires_will() && self.setup.holds(will) => return true,
                 (Stage::Requests, Some(will)) if end.close.fires_will() => {
                     end.stage = Stage::WillDelay;
                     end.until = now + Duration::from_secs(will.delay.into());
@@ -903,10 +917,20 @@ impl Dedicated {
 
     /// Says goodbye, and what becomes of the session.
     async fn leave(&mut self, connection: &mut Connection) -> Result<(), Lost> {
-        // rumqttd may stop over a DISCONNECT: it gets the end of the stream instead.
-        if !self.setup.is_embedded() {
-            let expiry = if self.opening.clean { 0 } else { self.opening.session_expiry };
-            packet::write_disconnect(&mut connection.outbound, Some(expiry));
+        let expiry = if self.opening.clean { 0 } else { self.opening.session_expiry };
+        let left_to_broker = match (&self.end, &self.opening.will) {
+            (Some(End { close, stage: Stage::Requests, .. }), Some(will))
+                if close.fires_will() && self.setup.holds(will) =>
+            {
+                Some(will)
+            }
+            _ => None,
+        };
+        match left_to_broker {
+            // rumqttd may stop over a DISCONNECT: it gets the end of the stream instead.
+            _ if self.setup.is_embedded() => {}
+            Some(will) => packet::write_disconnect_with_will(&mut connection.outbound, expiry.max(will.delay)),
+            None => packet::write_disconnect(&mut connection.outbound, expiry),
         }
         let flush = async { while !connection.outbound.is_empty() && connection.turn(false).await.is_ok() {} };
         let _ = timeout(GOODBYE, flush).await;

@@ -519,14 +519,18 @@ pub fn write_pingreq(out: &mut BytesMut) {
 }
 
 /// Appends a normal DISCONNECT, which also makes the broker forget the will; `session_expiry` changes what CONNECT asked for.
-pub fn write_disconnect(out: &mut BytesMut, session_expiry: Option<u32>) {
-    match session_expiry {
-        None => out.put_slice(&[0xE0, 0]),
-        Some(seconds) => {
-            out.put_slice(&[0xE0, 7, 0, 5, 0x11]);
-            out.put_u32(seconds);
-        }
-    }
+pub fn write_disconnect(out: &mut BytesMut, session_expiry: u32) {
+    put_disconnect(out, Reason::SUCCESS, session_expiry);
+}
+
+/// Appends a DISCONNECT after which the broker publishes the will, when its delay has passed.
+pub fn write_disconnect_with_will(out: &mut BytesMut, session_expiry: u32) {
+    put_disconnect(out, Reason::DISCONNECT_WITH_WILL, session_expiry);
+}
+
+fn put_disconnect(out: &mut BytesMut, reason: Reason, session_expiry: u32) {
+    out.put_slice(&[0xE0, 7, reason.0, 5, 0x11]);
+    out.put_u32(session_expiry);
 }
 
 /// Written as a choice, not as arithmetic on a bool, which rustc 1.95 gets wrong when it optimises (rust-lang/rust#158206).
@@ -744,7 +748,7 @@ mod tests {
             &|out| write_pubrel(out, id(1)),
             &|out| write_pubcomp(out, id(1), Reason::SUCCESS),
             &|out| write_pingreq(out),
-            &|out| write_disconnect(out, None),
+            &|out| write_disconnect(out, 0),
         ];
         let types = writers.map(|write| {
             let mut out = BytesMut::new();
@@ -843,7 +847,7 @@ mod tests {
             write_unsubscribe(&mut bytes, PacketId::MAX, "a/#");
             write_pubcomp(&mut bytes, PacketId::MAX, Reason::PACKET_IDENTIFIER_NOT_FOUND);
             write_pubrel(&mut bytes, PacketId::MAX);
-            write_disconnect(&mut bytes, Some(expiry));
+            write_disconnect(&mut bytes, expiry);
             let Theirs::Publish(publish) = Theirs::read(&mut bytes, None).expect("read") else { panic!() };
             prop_assert_eq!(publish.payload, message.payload);
             let properties = publish.properties.unwrap_or_default();

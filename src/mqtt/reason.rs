@@ -7,14 +7,12 @@ pub struct Reason(pub u8);
 impl Reason {
     /// Done; for a SUBACK, granted at QoS 0.
     pub const SUCCESS: Reason = Reason(0x00);
+    /// A client leaves and wants its will published.
+    pub const DISCONNECT_WITH_WILL: Reason = Reason(0x04);
     /// The message was taken, and nobody reads its topic.
     pub const NO_MATCHING_SUBSCRIBERS: Reason = Reason(0x10);
     /// What was to be unsubscribed is not subscribed.
     pub const NO_SUBSCRIPTION: Reason = Reason(0x11);
-    /// The server does not speak the protocol version of the client.
-    pub const UNSUPPORTED_PROTOCOL_VERSION: Reason = Reason(0x84);
-    /// User name or password are wrong.
-    pub const BAD_USER_NAME_OR_PASSWORD: Reason = Reason(0x86);
     /// The client may not do this.
     pub const NOT_AUTHORIZED: Reason = Reason(0x87);
     /// The filter is not one.

@@ -28,6 +28,8 @@ use crate::wire::{self, Auth, Close, Limits, MsgId, Refusal, Reply, TopicResult,
 const BATCH: usize = 64 * 1024;
 /// How long a Close frame may take to be written.
 const CLOSING: Duration = Duration::from_secs(2);
+/// How long the link of an ended session may take while the gateway drains.
+const LINGER: Duration = Duration::from_secs(5);
 /// Pings without a sign of life that end a session.
 const MISSED_HEARTBEATS: u32 = 3;
 /// A browser that takes nothing for so long, with its outbox full, has stalled.
@@ -151,7 +153,14 @@ impl Drop for Attached {
         let (work, commands, close) = (self.link.work.take(), self.link.commands.clone(), self.close);
         let context = self.context.clone();
         self.context.tasks.spawn(async move {
-            let _ = tokio::join!(work.finish(), commands.send(Box::new(Command::End(close))));
+            select! {
+                _ = async { tokio::join!(work.finish(), commands.send(Box::new(Command::End(close)))) } => {}
+                // A delayed will, say, is left to the broker.
+                () = async {
+                    context.closing.cancelled().await;
+                    sleep(LINGER).await;
+                } => {}
+            }
             context.roster.leave(&place);
         });
     }
@@ -534,6 +543,9 @@ impl<S: Socket> Peer<S> {
         }
         if close.is_told() {
             self.writing.push(Outbound::Close(close));
+        } else {
+            // After the client's Close frame nothing but its echo may be sent.
+            self.writing = Writing::default();
         }
         // Also where nothing of ours waits: the answer to the client's Close frame does, below.
         let _ = timeout(CLOSING, poll_fn(|context| self.writing.poll_flush(&mut self.socket, context))).await;
