@@ -44,7 +44,7 @@ impl App {
         let listener = http::listen("http.listen", config.http.listen).await?;
         let admin_listener = http::listen("http.admin_listen", config.http.admin_listen).await?;
         let broker_timeout = config.broker.request_timeout;
-        let broker = Broker::start(config.broker, config.delivery, &tasks, closing.clone())?;
+        let broker = Broker::start(config.broker, config.delivery, tasks.clone(), closing.clone())?;
         let context = Arc::new(Context {
             config: config.session,
             wire: config.wire,

@@ -39,6 +39,7 @@ const COMMANDS: usize = 32;
 pub struct Broker {
     setup: Arc<Setup>,
     delivery: delivery::Config,
+    tasks: TaskTracker,
     reach: Reach,
 }
 
@@ -92,7 +93,7 @@ impl Broker {
     pub fn start(
         config: Config,
         delivery: delivery::Config,
-        tasks: &TaskTracker,
+        tasks: TaskTracker,
         closing: CancellationToken,
     ) -> Result<Broker, StartError> {
         let (target, embedded) = match &config.url {
@@ -107,15 +108,15 @@ impl Broker {
         let setup = Arc::new(Setup { config, target, embedded });
         let reach = Reach::default();
         tasks.spawn(watch::run(setup.clone(), reach.clone(), closing));
-        Ok(Broker { setup, delivery, reach })
+        Ok(Broker { setup, delivery, tasks, reach })
     }
 
     /// A link for a new session; `predecessor` is the link of the same client identifier, which gives way first.
     pub fn open(&self, opening: Opening, predecessor: Option<Handle>) -> Link {
         let downlink = Downlink::new(self.delivery.clone());
         let (commands, receiver) = mpsc::channel(COMMANDS);
-        let work = dedicated::run(self.setup.clone(), opening, downlink.clone(), receiver, predecessor);
-        Link { work: link::Work::new(work), commands, downlink }
+        self.tasks.spawn(dedicated::run(self.setup.clone(), opening, downlink.clone(), receiver, predecessor));
+        Link { commands, downlink }
     }
 
     /// Whether the broker can be reached.

@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime};
 use rand::Rng;
 use tokio::select;
 use tokio::sync::mpsc;
-use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
@@ -33,8 +32,6 @@ const LAST_REQUESTS: Duration = Duration::from_secs(5);
 const LAST_REQUESTS_OF_PREDECESSOR: Duration = Duration::from_secs(1);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
-/// Reads after which a connection that always has more lets others go on.
-const READS_IN_A_ROW: u32 = 8;
 /// Commands are taken while less than this waits to be written to the broker.
 const MAX_OUTBOUND: usize = 64 * 1024;
 
@@ -87,6 +84,7 @@ struct Dedicated {
     /// Connections that were not to be had, or did not hold, since one held.
     attempts: u32,
     end: Option<End>,
+    is_abandoned: bool,
 }
 
 /// Who made a request of ours.
@@ -168,6 +166,7 @@ impl Dedicated {
             quick_losses: 0,
             attempts: 0,
             end: None,
+            is_abandoned: false,
         }
     }
 
@@ -227,6 +226,9 @@ impl Dedicated {
     }
 
     fn is_done_offline(&self) -> bool {
+        if self.is_abandoned {
+            return true;
+        }
         let Some(end) = &self.end else { return false };
         Instant::now() >= end.until
             || (self.outgoing.is_empty() && !self.owes_goodbye(end))
@@ -279,13 +281,15 @@ impl Dedicated {
     }
 
     async fn serve(&mut self, connection: &mut Connection, clock: &mut Clock) -> Result<(), Lost> {
-        let mut reads = 0u32;
         let timer = sleep(Duration::ZERO);
         tokio::pin!(timer);
         // What the broker sent right behind its CONNACK has been read already.
         self.on_read(connection, clock)?;
         loop {
             self.write_due(connection);
+            if self.is_abandoned {
+                return Ok(());
+            }
             if self.is_leaving(connection) {
                 return self.leave(connection).await;
             }
@@ -310,14 +314,7 @@ impl Dedicated {
                     clock.stuck_since = None;
                     match turn? {
                         Turn::Wrote => clock.last_write = Instant::now(),
-                        Turn::Read => {
-                            self.on_read(connection, clock)?;
-                            reads += 1;
-                            if reads % READS_IN_A_ROW == 0 {
-                                // The session, in the same task, has its turn however much the broker sends.
-                                yield_now().await;
-                            }
-                        }
+                        Turn::Read => self.on_read(connection, clock)?,
                     }
                 }
             }
@@ -571,6 +568,7 @@ impl Dedicated {
     }
 
     fn on_downlink(&mut self) {
+        self.is_abandoned = self.downlink.is_abandoned();
         for receipt in self.downlink.take_confirmations() {
             self.incoming.confirm(receipt);
         }

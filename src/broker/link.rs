@@ -3,11 +3,7 @@
 //! A session never learns whether the connection behind is its own.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::Poll;
 
 use tokio::sync::{Notify, mpsc};
 
@@ -140,8 +136,6 @@ impl Abilities {
 /// A session's end of its link.
 #[derive(Debug)]
 pub struct Link {
-    /// What keeps the link going.
-    pub work: Work,
     /// Waits while the broker's side is behind, so that a browser is read no faster than the broker takes.
     pub commands: mpsc::Sender<Box<Command>>,
     /// What comes down.
@@ -155,49 +149,6 @@ impl Link {
     }
 }
 
-/// What keeps a link going, and ends when the link has let go of the broker's session.
-///
-/// The session's own task does it: a task of the link's would make two wake-ups of each delivery. Whoever waits for anything of
-/// the link must keep it going meanwhile.
-pub struct Work(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
-
-impl Work {
-    /// The work of a link with a connection of its own.
-    pub fn new(work: impl Future<Output = ()> + Send + 'static) -> Work {
-        Work(Some(Box::pin(work)))
-    }
-
-    /// Goes on for as long as it is polled; `to_session` is looked at after each poll. To stop polling loses nothing.
-    pub async fn go_on(&mut self, to_session: &Signal) -> Infallible {
-        poll_fn(|context| {
-            to_session.rest();
-            if self.0.as_mut().is_some_and(|work| work.as_mut().poll(context).is_ready()) {
-                self.0 = None;
-            }
-            Poll::Pending
-        })
-        .await
-    }
-
-    /// Goes on to the end.
-    pub async fn finish(self) {
-        if let Some(work) = self.0 {
-            work.await;
-        }
-    }
-
-    /// Leaves nothing to do here.
-    pub fn take(&mut self) -> Work {
-        Work(self.0.take())
-    }
-}
-
-impl std::fmt::Debug for Work {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "Work(going on)" } else { "Work(done)" })
-    }
-}
-
 /// Outlives the session, until the link has ended.
 #[derive(Clone, Debug)]
 pub struct Handle {
@@ -208,6 +159,12 @@ impl Handle {
     /// Somebody else connects with this link's client identifier: the link gives way.
     pub fn take_over(&self) {
         self.downlink.lock().taken_over = true;
+        self.downlink.to_link.raise();
+    }
+
+    /// The gateway drains: what the link still waits for, a delayed will say, is left to the broker.
+    pub fn abandon(&self) {
+        self.downlink.lock().abandoned = true;
         self.downlink.to_link.raise();
     }
 
@@ -240,6 +197,7 @@ struct State {
     confirmations: Vec<Receipt>,
     overflow: Overflow,
     taken_over: bool,
+    abandoned: bool,
     /// Deliveries and bytes as the gauges know them.
     counted: (usize, usize),
 }
@@ -301,6 +259,11 @@ impl Downlink {
     /// Link: whether it is to give way to another connection of the same client.
     pub fn is_taken_over(&self) -> bool {
         self.lock().taken_over
+    }
+
+    /// Link: whether it is to end without a goodbye.
+    pub fn is_abandoned(&self) -> bool {
+        self.lock().abandoned
     }
 
     /// Link: a subscription has ended; what waits for it alone leaves, and its receipts come back.

@@ -21,11 +21,6 @@ impl Signal {
         }
     }
 
-    /// Forgets who waits: the one that is about to raise the flag is about to look at it too.
-    pub fn rest(&self) {
-        drop(self.waiter.take());
-    }
-
     /// Waits for the flag and lowers it. One task at a time may wait; to stop waiting loses nothing.
     pub async fn raised(&self) {
         poll_fn(|context| {

@@ -150,16 +150,18 @@ struct Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let Some(place) = self.place.take() else { return };
-        let (work, commands, close) = (self.link.work.take(), self.link.commands.clone(), self.close);
+        let (commands, handle, close) = (self.link.commands.clone(), self.link.handle(), self.close);
         let context = self.context.clone();
         self.context.tasks.spawn(async move {
+            let _ = commands.send(Box::new(Command::End(close))).await;
             select! {
-                _ = async { tokio::join!(work.finish(), commands.send(Box::new(Command::End(close)))) } => {}
-                // A delayed will, say, is left to the broker.
-                () = async {
-                    context.closing.cancelled().await;
-                    sleep(LINGER).await;
-                } => {}
+                () = handle.ended() => {}
+                () = context.closing.cancelled() => {
+                    if timeout(LINGER, handle.ended()).await.is_err() {
+                        handle.abandon();
+                        handle.ended().await;
+                    }
+                }
             }
             context.roster.leave(&place);
         });
@@ -203,7 +205,7 @@ impl Attached {
     }
 
     /// Waits until the broker has accepted the session.
-    async fn ready<S: Socket>(&mut self, peer: &mut Peer<S>) -> Result<Ready, Close> {
+    async fn ready<S: Socket>(&self, peer: &mut Peer<S>) -> Result<Ready, Close> {
         let until = Instant::now() + self.context.broker_timeout;
         loop {
             for event in self.link.downlink.take_events() {
@@ -219,8 +221,6 @@ impl Attached {
                 }
             }
             select! {
-                biased;
-                never = self.link.work.go_on(&self.link.downlink.to_session) => match never {},
                 () = self.link.downlink.to_session.raised() => {}
                 () = peer.gone() => return Err(Close::Lost),
                 () = sleep_until(until) => {
@@ -237,7 +237,7 @@ impl Attached {
 struct Open<'a, S> {
     peer: &'a mut Peer<S>,
     state: State,
-    link: &'a mut Link,
+    link: &'a Link,
     context: &'a Context,
     /// For the broker's side, as it has room.
     commands: VecDeque<Box<Command>>,
@@ -260,13 +260,13 @@ struct Batch {
 }
 
 impl<'a, S: Socket> Open<'a, S> {
-    fn new(peer: &'a mut Peer<S>, state: State, attached: &'a mut Attached) -> Open<'a, S> {
+    fn new(peer: &'a mut Peer<S>, state: State, attached: &'a Attached) -> Open<'a, S> {
         let context = &attached.context;
         let now = Instant::now();
         Open {
             peer,
             state,
-            link: &mut attached.link,
+            link: &attached.link,
             context,
             commands: VecDeque::new(),
             batch: Batch::default(),
@@ -301,7 +301,6 @@ impl<'a, S: Socket> Open<'a, S> {
             select! {
                 // In this order, as most turns are deliveries; none of those before the turn can keep it waiting.
                 biased;
-                never = self.link.work.go_on(&self.link.downlink.to_session) => match never {},
                 () = self.link.downlink.to_session.raised(), if !is_writing => {}
                 () = timer.as_mut() => self.on_timer()?,
                 () = closing.as_mut() => return Err(Close::Drain),
