@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Device, Gateway, Mosquitto, Proxy};
+use crate::support::{Device, Gateway, Mosquitto, Proxy, eventually};
 
 fn with_will(name: &str) -> Value {
     json!({"clientId": name, "will": {"topic": format!("will/{name}"), "payload": "gone", "qos": 1}})
@@ -85,6 +85,36 @@ async fn a_will_waits_for_its_delay() {
     let began = Instant::now();
     assert_eq!(watch.next().await, "will/anna gone");
     assert!(began.elapsed() > Duration::from_millis(950), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_delay_as_long_as_the_grace_period_is_left_to_the_broker() {
+    let mosquitto = Mosquitto::start().await;
+    let house = Gateway::start(&mosquitto.url(), "[broker]\ngrace = 1").await;
+    let mut watch = watch(&mosquitto).await;
+    let mut auth = with_will("anna");
+    auth["will"]["delay"] = json!(2);
+    let (browser, _) = house.open(auth).await;
+    browser.vanish();
+    let began = Instant::now();
+    eventually("no link is left", async || house.metric("tidegate_broker_links{state=\"up\"}").await == 0.0).await;
+    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    assert_eq!(watch.next().await, "will/anna gone");
+    assert!(began.elapsed() > Duration::from_millis(1500), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_will_that_waits_does_not_hold_up_a_drain() {
+    let mosquitto = Mosquitto::start().await;
+    let mut house = Gateway::start(&mosquitto.url(), "[shutdown]\ndeadline = 60").await;
+    let mut auth = with_will("anna");
+    auth["will"]["delay"] = json!(59);
+    let (browser, _) = house.open(auth).await;
+    browser.vanish();
+    eventually("the session has ended", async || house.metric("tidegate_sessions_open").await == 0.0).await;
+    let began = Instant::now();
+    assert!(house.stop().await.success());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
