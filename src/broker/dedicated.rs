@@ -1,5 +1,9 @@
 //! A link with an MQTT client of its own: one session, one connection at a time, restored until the session ends.
 
+mod delivering;
+mod ending;
+mod subscribing;
+
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,15 +15,16 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
+use self::ending::{End, Stage};
 use super::connection::{Connection, Lost, Turn};
 use super::link::{Abilities, Command, Downlink, Event, Handle, Opening, Ready};
 use super::{Setup, rules};
-use crate::delivery::{Delivery, Route, Subscriptions, Target, subscription_id};
+use crate::delivery::{Delivery, Subscriptions};
 use crate::metrics::{self, LinkState};
-use crate::mqtt::inflight::{Arrival, Confirmation, Due, Incoming, Outcome, Outgoing, Request, RequestId};
-use crate::mqtt::packet::{self, Connack, Connect, Packet, PacketId, Publish, SubscribeOptions};
+use crate::mqtt::inflight::{Confirmation, Due, Incoming, Outcome, Outgoing, Request, RequestId};
+use crate::mqtt::packet::{self, Connack, Connect, Packet};
 use crate::mqtt::{Message, Qos, Reason, TopicFilter};
-use crate::wire::{Ack, Close, Format, Refusal, Subscription};
+use crate::wire::{Close, Refusal, Subscription};
 
 /// A link that is lost so soon after each of two reconnects was taken over by another connection of the same client.
 const TAKEOVER_WINDOW: Duration = Duration::from_secs(5);
@@ -109,23 +114,6 @@ impl Origin {
             Origin::Publish(_) | Origin::Own => None,
         }
     }
-}
-
-/// How far an ended session has got.
-struct End {
-    close: Close,
-    stage: Stage,
-    until: Instant,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// What was asked before is being answered.
-    Requests,
-    /// The will's delay passes.
-    WillDelay,
-    /// The will is being published.
-    Will,
 }
 
 /// When something happens by itself on a connection.
@@ -223,23 +211,6 @@ impl Dedicated {
 
     fn is_connected_once(&self) -> bool {
         self.ready.is_some() || self.is_ready
-    }
-
-    fn is_done_offline(&self) -> bool {
-        if self.is_abandoned {
-            return true;
-        }
-        let Some(end) = &self.end else { return false };
-        Instant::now() >= end.until
-            || (self.outgoing.is_empty() && !self.owes_goodbye(end))
-            || !self.is_connected_once()
-    }
-
-    /// The broker would publish the will of this session, and must be told not to.
-    fn owes_goodbye(&self, end: &End) -> bool {
-        self.opening.will.is_some()
-            && !self.setup.is_embedded()
-            && (!end.close.fires_will() || end.stage == Stage::Will)
     }
 
     fn offline_deadline(&self) -> Option<Instant> {
@@ -388,26 +359,6 @@ impl Dedicated {
         }
     }
 
-    /// A resumed session's deliveries may come at once, so its subscriptions are in force before the broker has confirmed them.
-    fn subscribe_opening(&mut self, session_present: bool) {
-        for (index, subscription) in self.opening.subscriptions.clone().into_iter().enumerate() {
-            match self.judge_filter(&subscription) {
-                Err(refusal) => self.opened[index] = Some(Err(refusal)),
-                Ok(()) => {
-                    if session_present {
-                        let granted = subscription.options.qos;
-                        self.insert(subscription.clone(), granted);
-                        if self.setup.is_embedded() {
-                            // rumqttd grants what is asked, and holds SUBACK back until enough of what waits is confirmed.
-                            self.opened[index] = Some(Ok(granted));
-                        }
-                    }
-                    self.ask_subscribe(Origin::Opening(index, Box::new(subscription)));
-                }
-            }
-        }
-    }
-
     fn tell_if_ready(&mut self) {
         if self.is_ready || !self.opened.iter().all(Option::is_some) {
             return;
@@ -418,71 +369,11 @@ impl Dedicated {
         self.downlink.tell(Event::Ready(ready.clone()));
     }
 
-    fn restore(&mut self) {
-        let all: Vec<_> = self.subscriptions.iter().cloned().collect();
-        for subscription in all {
-            if let Err(refusal) = self.judge_filter(&subscription) {
-                self.lose_subscription(subscription.filter, refusal);
-                continue;
-            }
-            // A request for the filter that waits for its answer is made again by itself, and goes before what was.
-            if !self.origins.values().any(|origin| origin.filter() == Some(&subscription.filter)) {
-                self.ask_subscribe(Origin::Restore(Box::new(subscription)));
-            }
-        }
-    }
-
-    /// One subscription less is to be restored on this connection.
-    fn on_restored(&mut self) {
-        if self.restoring > 0 {
-            self.restoring -= 1;
-            if self.restoring == 0 {
-                self.downlink.tell(Event::Up { session_present: false });
-            }
-        }
-    }
-
-    fn lose_subscription(&mut self, filter: TopicFilter, refusal: Refusal) {
-        self.remove(&filter);
-        self.downlink.tell(Event::SubscriptionLost(filter, refusal));
-    }
-
-    fn insert(&mut self, subscription: Subscription, granted: Qos) {
-        let before = self.subscriptions.len();
-        self.subscriptions.insert(subscription, granted);
-        metrics::subscriptions_changed(before, self.subscriptions.len());
-    }
-
-    fn remove(&mut self, filter: &TopicFilter) {
-        let before = self.subscriptions.len();
-        self.subscriptions.remove(filter);
-        metrics::subscriptions_changed(before, self.subscriptions.len());
-        for receipt in self.downlink.purge(filter) {
-            self.incoming.confirm(receipt);
-        }
-    }
-
     fn ask(&mut self, request: Request, origin: Origin) {
         let id = self.next_request;
         self.next_request += 1;
         self.origins.insert(id, origin);
         self.outgoing.make(id, request, (Instant::now() + self.setup.config.request_timeout).into_std());
-    }
-
-    fn ask_subscribe(&mut self, origin: Origin) {
-        let (Origin::Subscribe(_, subscription) | Origin::Opening(_, subscription) | Origin::Restore(subscription)) =
-            &origin
-        else {
-            unreachable!("only these subscribe")
-        };
-        let filter = subscription.filter.clone();
-        let mut options = subscription.options;
-        if filter.is_shared() {
-            // Not every broker knows that these get no stored messages (MQTT 5 section 4.8.2); Mosquitto 2.0.11 doesn't.
-            options.retain_handling = 2;
-        }
-        let request = Request::Subscribe { subscription_id: subscription_id(&filter), options, filter };
-        self.ask(request, origin);
     }
 
     fn on_command(&mut self, command: Option<Box<Command>>, connection: Option<&mut Connection>) {
@@ -526,44 +417,12 @@ impl Dedicated {
         self.downlink.tell(Event::Answered(id, Err(refusal)));
     }
 
-    fn on_unsubscribe_command(&mut self, id: RequestId, filter: TopicFilter) {
-        let size = packet::unsubscribe_size(filter.as_str());
-        if let Some(reason) = self.ready.as_ref().and_then(|ready| ready.abilities.refuse_size(size)) {
-            return self.downlink.tell(Event::Answered(id, Err(Refusal::from_reason(reason))));
-        }
-        // rumqttd answers only for filters that were subscribed on this connection.
-        if self.setup.is_embedded() && !self.subscriptions.contains(&filter) {
-            if self.ready.as_ref().is_none_or(|ready| !ready.session_present) || rules::judge_filter(&filter).is_err() {
-                return self.downlink.tell(Event::Answered(id, Ok(())));
-            }
-            let options = SubscribeOptions { retain_handling: 2, ..SubscribeOptions::default() };
-            let subscription_id = subscription_id(&filter);
-            self.ask(Request::Subscribe { filter: filter.clone(), options, subscription_id }, Origin::Own);
-        }
-        self.ask(Request::Unsubscribe(filter.clone()), Origin::Unsubscribe(id, filter));
-    }
-
-    /// While the broker is away, a browser that goes on asking must not fill the memory.
-    fn judge_wait(&self, connection: Option<&Connection>) -> Result<(), Refusal> {
-        let is_full = self.outgoing.waiting_subscriptions() >= self.setup.config.max_waiting.get();
-        if connection.is_none() && is_full { Err(Refusal::broker_unavailable()) } else { Ok(()) }
-    }
-
     /// What the broker said that it does not take must not be sent: it would end the connection.
     fn judge(&self, message: &Message) -> Result<(), Refusal> {
         if self.setup.is_embedded() {
             rules::judge_topic(&message.topic)?;
         }
         let reason = self.ready.as_ref().and_then(|ready| ready.abilities.refuse_message(message));
-        reason.map_or(Ok(()), |reason| Err(Refusal::from_reason(reason)))
-    }
-
-    fn judge_filter(&self, subscription: &Subscription) -> Result<(), Refusal> {
-        let filter = &subscription.filter;
-        if self.setup.is_embedded() {
-            rules::judge_filter(filter)?;
-        }
-        let reason = self.ready.as_ref().and_then(|ready| ready.abilities.refuse_filter(filter));
         reason.map_or(Ok(()), |reason| Err(Refusal::from_reason(reason)))
     }
 
@@ -663,141 +522,6 @@ impl Dedicated {
         }
     }
 
-    fn on_publish(
-        &mut self,
-        publish: Publish,
-        (timestamp, received): (u64, std::time::Instant),
-        deliveries: &mut Vec<Delivery>,
-    ) {
-        if self.end.is_some() {
-            // Whoever resumes the session gets it.
-            return;
-        }
-        let Publish { id, dup, message, subscription_ids } = publish;
-        let mut route = self.subscriptions.route(&message, &subscription_ids);
-        if route == Route::Withhold && self.brings_early(&subscription_ids) {
-            route = self.subscriptions.route(&message, &subscription_ids);
-        }
-        let targets = match route {
-            Route::Deliver(targets) => targets,
-            Route::Drop => Default::default(),
-            Route::Withhold => return metrics::delivery_withheld(),
-        };
-        let mut known_by = None;
-        if let Some(id) = id {
-            let digest = message.digest();
-            match self.incoming.on_publish(id, message.qos, dup, digest) {
-                Arrival::Known => return,
-                Arrival::New(receipt) => {
-                    self.incoming.opened(receipt, targets.iter().filter(|target| target.qos > Qos::AtMostOnce).count());
-                    known_by = Some((receipt, id, digest));
-                }
-            }
-        }
-        for (index, target) in targets.into_iter().enumerate() {
-            let known_by = known_by.filter(|_| target.qos > Qos::AtMostOnce);
-            deliveries.push(Delivery {
-                msgid: known_by.map(|(_, id, digest)| msgid(id, digest, index, &target)),
-                receipt: known_by.map(|(receipt, ..)| receipt),
-                message: Message { qos: target.qos, ..message.clone() },
-                format: target.contract.format,
-                ack: target.contract.ack,
-                readers: target.readers,
-                dup,
-                timestamp,
-                received,
-            });
-        }
-    }
-
-    /// A broker may deliver before it has granted (MQTT 5 section 3.8.4): then the subscription is in force already.
-    fn brings_early(&mut self, ids: &[u32]) -> bool {
-        let asked = self.origins.values().find_map(|origin| match origin {
-            Origin::Subscribe(_, asked) | Origin::Opening(_, asked)
-                if ids.contains(&subscription_id(&asked.filter)) =>
-            {
-                Some(asked)
-            }
-            _ => None,
-        });
-        let Some(asked) = asked.map(|asked| Subscription::clone(asked)) else { return false };
-        let qos = asked.options.qos;
-        self.insert(asked, qos);
-        true
-    }
-
-    fn on_subscription_answer(&mut self, id: PacketId, reason: Reason) {
-        let Some((request, _, late)) = self.outgoing.on_suback(id) else { return };
-        let refusal = (!reason.is_success()).then(|| Refusal::from_reason(reason));
-        let granted = Qos::from_number(reason.0.into()).unwrap_or_default();
-        match self.origins.remove(&request) {
-            Some(Origin::Subscribe(id, subscription)) => match refusal {
-                // The session was told that it failed, so it must not be in force.
-                None if late => self.take_back(subscription.filter),
-                None => {
-                    self.insert(*subscription, granted);
-                    self.downlink.tell(Event::Subscribed(id, Ok(granted)));
-                }
-                Some(_) if late => {}
-                Some(refusal) => self.downlink.tell(Event::Subscribed(id, Err(refusal))),
-            },
-            Some(Origin::Opening(index, subscription)) => {
-                let result = match refusal {
-                    None => {
-                        self.insert(*subscription, granted);
-                        Ok(granted)
-                    }
-                    Some(refusal) => {
-                        self.remove(&subscription.filter);
-                        Err(refusal)
-                    }
-                };
-                if let Some(opened) = self.opened.get_mut(index) {
-                    *opened = Some(result);
-                }
-                self.tell_if_ready();
-            }
-            Some(Origin::Restore(subscription)) => {
-                match refusal {
-                    None => self.insert(*subscription, granted),
-                    Some(refusal) => self.lose_subscription(subscription.filter, refusal),
-                }
-                self.on_restored();
-            }
-            Some(Origin::Unsubscribe(id, filter)) => {
-                if refusal.is_none() {
-                    self.remove(&filter);
-                }
-                if !late {
-                    self.downlink.tell(Event::Answered(id, refusal.map_or(Ok(()), Err)));
-                }
-            }
-            Some(Origin::Publish(_) | Origin::Own) | None => {}
-        }
-    }
-
-    /// Puts the broker back to what the session knows of a filter: its earlier subscription, or none.
-    fn take_back(&mut self, filter: TopicFilter) {
-        if self.origins.values().any(|origin| origin.filter() == Some(&filter)) {
-            // The session has asked for it again, or for its end: that is behind this at the broker, and holds.
-            return;
-        }
-        let earlier = self.subscriptions.iter().find(|earlier| earlier.filter == filter);
-        let request = match earlier.map(|earlier| earlier.options) {
-            Some(options) => Request::Subscribe {
-                subscription_id: subscription_id(&filter),
-                options: SubscribeOptions { retain_handling: 2, ..options },
-                filter,
-            },
-            None => {
-                // What it brought meanwhile is nobody's, and is to be confirmed.
-                self.remove(&filter);
-                Request::Unsubscribe(filter)
-            }
-        };
-        self.ask(request, Origin::Own);
-    }
-
     fn on_outcomes(&mut self, outcomes: impl IntoIterator<Item = (RequestId, Outcome)>) {
         for (id, outcome) in outcomes {
             let result = Refusal::from_outcome(outcome).map_or(Ok(()), Err);
@@ -874,67 +598,6 @@ impl Dedicated {
         Ok(())
     }
 
-    fn begin_end(&mut self, close: Close, patience: Duration) {
-        self.end = Some(End { close, stage: Stage::Requests, until: Instant::now() + patience });
-    }
-
-    /// Moves an ended session on; says whether it is time to leave the broker.
-    fn is_leaving(&mut self, connection: &mut Connection) -> bool {
-        loop {
-            let Some(end) = &mut self.end else { return false };
-            let now = Instant::now();
-            let passed = now >= end.until;
-            let idle = self.outgoing.is_empty();
-            match (end.stage, &self.opening.will) {
-                (Stage::Requests, _) if !idle && !passed => return false,
-                // The broker waits for that long anyway: it has the will.
-                (Stage::Requests, Some(will)) if end.close.fires_will() && self.setup.holds(will) => return true,
-                (Stage::Requests, Some(will)) if end.close.fires_will() => {
-                    end.stage = Stage::WillDelay;
-                    end.until = now + Duration::from_secs(will.delay.into());
-                }
-                (Stage::WillDelay, Some(will)) if passed => {
-                    let message = will.message.clone();
-                    end.stage = Stage::Will;
-                    end.until = now + LAST_REQUESTS;
-                    if self.judge(&message).is_err() {
-                        warn!("the broker does not take the will of a session");
-                    } else if message.qos == Qos::AtMostOnce {
-                        packet::write_publish(&mut connection.outbound, &message, None, false);
-                    } else {
-                        self.ask(Request::Publish(message), Origin::Own);
-                        self.write_due(connection);
-                    }
-                }
-                (Stage::WillDelay, _) => return false,
-                (Stage::Will, _) if !idle && !passed => return false,
-                (Stage::Requests | Stage::Will, _) => return true,
-            }
-        }
-    }
-
-    /// Says goodbye, and what becomes of the session.
-    async fn leave(&mut self, connection: &mut Connection) -> Result<(), Lost> {
-        let expiry = if self.opening.clean { 0 } else { self.opening.session_expiry };
-        let left_to_broker = match (&self.end, &self.opening.will) {
-            (Some(End { close, stage: Stage::Requests, .. }), Some(will))
-                if close.fires_will() && self.setup.holds(will) =>
-            {
-                Some(will)
-            }
-            _ => None,
-        };
-        match left_to_broker {
-            // rumqttd may stop over a DISCONNECT: it gets the end of the stream instead.
-            _ if self.setup.is_embedded() => {}
-            Some(will) => packet::write_disconnect_with_will(&mut connection.outbound, expiry.max(will.delay)),
-            None => packet::write_disconnect(&mut connection.outbound, expiry),
-        }
-        let flush = async { while !connection.outbound.is_empty() && connection.turn(false).await.is_ok() {} };
-        let _ = timeout(GOODBYE, flush).await;
-        Ok(())
-    }
-
     fn on_lost(&mut self, lost: &Lost) {
         info!(%lost, "broker link lost");
         if matches!(lost, Lost::Disconnected(Reason::SESSION_TAKEN_OVER)) || self.quick_losses >= TAKEOVER_LOSSES {
@@ -979,22 +642,6 @@ fn back_off(attempts: u32) -> Duration {
         0 => Duration::ZERO,
         _ => LONGEST_BACK_OFF.min(FIRST_BACK_OFF * 2u32.saturating_pow(attempts - 1)).mul_f64(rand::rng().random()),
     }
-}
-
-/// Derived from what a broker sends again, so that every gateway process gives a delivery the same one.
-fn msgid(id: PacketId, digest: u64, index: usize, target: &Target) -> String {
-    if index == 0 {
-        return format!("{id}-{digest:016x}");
-    }
-    let ack = match target.contract.ack {
-        Ack::Auto => 'a',
-        Ack::Manual => 'm',
-    };
-    let format = match target.contract.format {
-        Format::Text => 't',
-        Format::Json => 'j',
-    };
-    format!("{id}-{digest:016x}-{ack}{format}")
 }
 
 fn unix_millis() -> u64 {

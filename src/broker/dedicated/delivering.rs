@@ -1,0 +1,74 @@
+//! From a PUBLISH to the deliveries that it makes for the browser.
+
+use super::Dedicated;
+use crate::delivery::{Delivery, Route, Target};
+use crate::metrics;
+use crate::mqtt::inflight::Arrival;
+use crate::mqtt::packet::{PacketId, Publish};
+use crate::mqtt::{Message, Qos};
+use crate::wire::{Ack, Format};
+
+impl Dedicated {
+    pub(super) fn on_publish(
+        &mut self,
+        publish: Publish,
+        (timestamp, received): (u64, std::time::Instant),
+        deliveries: &mut Vec<Delivery>,
+    ) {
+        if self.end.is_some() {
+            // Whoever resumes the session gets it.
+            return;
+        }
+        let Publish { id, dup, message, subscription_ids } = publish;
+        let mut route = self.subscriptions.route(&message, &subscription_ids);
+        if route == Route::Withhold && self.brings_early(&subscription_ids) {
+            route = self.subscriptions.route(&message, &subscription_ids);
+        }
+        let targets = match route {
+            Route::Deliver(targets) => targets,
+            Route::Drop => Default::default(),
+            Route::Withhold => return metrics::delivery_withheld(),
+        };
+        let mut known_by = None;
+        if let Some(id) = id {
+            let digest = message.digest();
+            match self.incoming.on_publish(id, message.qos, dup, digest) {
+                Arrival::Known => return,
+                Arrival::New(receipt) => {
+                    self.incoming.opened(receipt, targets.iter().filter(|target| target.qos > Qos::AtMostOnce).count());
+                    known_by = Some((receipt, id, digest));
+                }
+            }
+        }
+        for (index, target) in targets.into_iter().enumerate() {
+            let known_by = known_by.filter(|_| target.qos > Qos::AtMostOnce);
+            deliveries.push(Delivery {
+                msgid: known_by.map(|(_, id, digest)| msgid(id, digest, index, &target)),
+                receipt: known_by.map(|(receipt, ..)| receipt),
+                message: Message { qos: target.qos, ..message.clone() },
+                format: target.contract.format,
+                ack: target.contract.ack,
+                readers: target.readers,
+                dup,
+                timestamp,
+                received,
+            });
+        }
+    }
+}
+
+/// Derived from what a broker sends again, so that every gateway process gives a delivery the same one.
+fn msgid(id: PacketId, digest: u64, index: usize, target: &Target) -> String {
+    if index == 0 {
+        return format!("{id}-{digest:016x}");
+    }
+    let ack = match target.contract.ack {
+        Ack::Auto => 'a',
+        Ack::Manual => 'm',
+    };
+    let format = match target.contract.format {
+        Format::Text => 't',
+        Format::Json => 'j',
+    };
+    format!("{id}-{digest:016x}-{ack}{format}")
+}

@@ -1,0 +1,110 @@
+//! The end of a session at the broker: its last requests, its will, its goodbye.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+use super::{Dedicated, GOODBYE, LAST_REQUESTS, Origin};
+use crate::broker::connection::{Connection, Lost};
+use crate::mqtt::Qos;
+use crate::mqtt::inflight::Request;
+use crate::mqtt::packet;
+use crate::wire::Close;
+
+/// How far an ended session has got.
+pub(super) struct End {
+    pub(super) close: Close,
+    pub(super) stage: Stage,
+    pub(super) until: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// What was asked before is being answered.
+    Requests,
+    /// The will's delay passes.
+    WillDelay,
+    /// The will is being published.
+    Will,
+}
+
+impl Dedicated {
+    /// The broker would publish the will of this session, and must be told not to.
+    pub(super) fn owes_goodbye(&self, end: &End) -> bool {
+        self.opening.will.is_some()
+            && !self.setup.is_embedded()
+            && (!end.close.fires_will() || end.stage == Stage::Will)
+    }
+
+    pub(super) fn is_done_offline(&self) -> bool {
+        if self.is_abandoned {
+            return true;
+        }
+        let Some(end) = &self.end else { return false };
+        Instant::now() >= end.until
+            || (self.outgoing.is_empty() && !self.owes_goodbye(end))
+            || !self.is_connected_once()
+    }
+
+    pub(super) fn begin_end(&mut self, close: Close, patience: Duration) {
+        self.end = Some(End { close, stage: Stage::Requests, until: Instant::now() + patience });
+    }
+
+    /// Moves an ended session on; says whether it is time to leave the broker.
+    pub(super) fn is_leaving(&mut self, connection: &mut Connection) -> bool {
+        loop {
+            let Some(end) = &mut self.end else { return false };
+            let now = Instant::now();
+            let passed = now >= end.until;
+            let idle = self.outgoing.is_empty();
+            match (end.stage, &self.opening.will) {
+                (Stage::Requests, _) if !idle && !passed => return false,
+                // The broker waits for that long anyway: it has the will.
+                (Stage::Requests, Some(will)) if end.close.fires_will() && self.setup.holds(will) => return true,
+                (Stage::Requests, Some(will)) if end.close.fires_will() => {
+                    end.stage = Stage::WillDelay;
+                    end.until = now + Duration::from_secs(will.delay.into());
+                }
+                (Stage::WillDelay, Some(will)) if passed => {
+                    let message = will.message.clone();
+                    end.stage = Stage::Will;
+                    end.until = now + LAST_REQUESTS;
+                    if self.judge(&message).is_err() {
+                        warn!("the broker does not take the will of a session");
+                    } else if message.qos == Qos::AtMostOnce {
+                        packet::write_publish(&mut connection.outbound, &message, None, false);
+                    } else {
+                        self.ask(Request::Publish(message), Origin::Own);
+                        self.write_due(connection);
+                    }
+                }
+                (Stage::WillDelay, _) => return false,
+                (Stage::Will, _) if !idle && !passed => return false,
+                (Stage::Requests | Stage::Will, _) => return true,
+            }
+        }
+    }
+
+    /// Says goodbye, and what becomes of the session.
+    pub(super) async fn leave(&mut self, connection: &mut Connection) -> Result<(), Lost> {
+        let expiry = if self.opening.clean { 0 } else { self.opening.session_expiry };
+        let left_to_broker = match (&self.end, &self.opening.will) {
+            (Some(End { close, stage: Stage::Requests, .. }), Some(will))
+                if close.fires_will() && self.setup.holds(will) =>
+            {
+                Some(will)
+            }
+            _ => None,
+        };
+        match left_to_broker {
+            // rumqttd may stop over a DISCONNECT: it gets the end of the stream instead.
+            _ if self.setup.is_embedded() => {}
+            Some(will) => packet::write_disconnect_with_will(&mut connection.outbound, expiry.max(will.delay)),
+            None => packet::write_disconnect(&mut connection.outbound, expiry),
+        }
+        let flush = async { while !connection.outbound.is_empty() && connection.turn(false).await.is_ok() {} };
+        let _ = timeout(GOODBYE, flush).await;
+        Ok(())
+    }
+}
