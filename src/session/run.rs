@@ -28,8 +28,9 @@ use crate::wire::{self, Auth, Close, Limits, MsgId, Refusal, Reply, TopicResult,
 const BATCH: usize = 64 * 1024;
 /// How long a Close frame may take to be written.
 const CLOSING: Duration = Duration::from_secs(2);
-/// How long the link of an ended session may take while the gateway drains.
-const LINGER: Duration = Duration::from_secs(5);
+/// How long the link of an ended session may take while the gateway drains: longer than its last requests and its goodbye, so that
+/// only what waits for more, a delayed will say, is cut short.
+const LINGER: Duration = Duration::from_secs(8);
 /// Pings without a sign of life that end a session.
 const MISSED_HEARTBEATS: u32 = 3;
 /// A browser that takes nothing for so long, with its outbox full, has stalled.
@@ -70,7 +71,7 @@ enum Never {}
 
 async fn serve<S: Socket>(peer: &mut Peer<S>, context: &Arc<Context>, has_credential: bool) -> Result<Never, Close> {
     if has_credential {
-        peer.refuse(Reply::refused(no_access_control(), None));
+        peer.reply(Reply::refused(no_access_control(), None));
         return Err(Close::AuthenticationFailed);
     }
     let (auth, answer, first) = greeted(peer, context).await?;
@@ -110,15 +111,15 @@ async fn greeted<S: Socket>(
         match greet(text.as_ref().map(AsRef::as_ref)) {
             Greeted::Open { auth, answer, serve } => match judge(&auth, context) {
                 Ok(()) => return Ok((auth, answer, text.filter(|_| serve))),
-                Err(refusal) => peer.refuse(Reply::refused(refusal, answer.flatten())),
+                Err(refusal) => peer.reply(Reply::refused(refusal, answer.flatten())),
             },
             Greeted::Again(refusal, msgid) => {
                 let too_many = invalid.count(refusal.code);
-                peer.refuse(Reply::refused(refusal, msgid));
+                peer.reply(Reply::refused(refusal, msgid));
                 too_many?;
             }
             Greeted::Refused(reply, close) => {
-                peer.refuse(reply);
+                peer.reply(reply);
                 return Err(close);
             }
         }
@@ -213,7 +214,7 @@ impl Attached {
                     Event::Ready(ready) => return Ok(ready),
                     Event::Ended(close, refusal) => {
                         if let Some(refusal) = refusal {
-                            peer.refuse(Reply::refused(refusal, None));
+                            peer.reply(Reply::refused(refusal, None));
                         }
                         return Err(close);
                     }
@@ -224,7 +225,7 @@ impl Attached {
                 () = self.link.downlink.to_session.raised() => {}
                 () = peer.gone() => return Err(Close::Lost),
                 () = sleep_until(until) => {
-                    peer.refuse(Reply::refused(Refusal::broker_unavailable(), None));
+                    peer.reply(Reply::refused(Refusal::broker_unavailable(), None));
                     return Err(Close::NoBroker);
                 }
                 () = self.context.closing.cancelled() => return Err(Close::Drain),
@@ -525,11 +526,6 @@ impl<S: Socket> Peer<S> {
             metrics::refused(*code);
         }
         self.writing.push(Outbound::Text(json::reply(&reply)));
-    }
-
-    /// Says why, before a close or while there is no session yet.
-    fn refuse(&mut self, reply: Reply) {
-        self.reply(reply);
     }
 
     /// Writes what waits, the `bye` of a drain, and the Close frame.
