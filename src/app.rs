@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::broker::{self, Broker};
 use crate::config::Config;
-use crate::session::{Context, Roster};
+use crate::session::{Context, Roster, Settings};
 use crate::{http, metrics, shutdown};
 
 /// The running gateway.
@@ -44,10 +45,13 @@ impl App {
         let listener = http::listen("http.listen", config.http.listen).await?;
         let admin_listener = http::listen("http.admin_listen", config.http.admin_listen).await?;
         let broker_timeout = config.broker.request_timeout;
-        let broker = Broker::start(config.broker, config.delivery, tasks.clone(), closing.clone())?;
+        let broker = Broker::start(config.broker, tasks.clone(), closing.clone())?;
         let context = Arc::new(Context {
-            config: config.session,
-            wire: config.wire,
+            settings: ArcSwap::from_pointee(Settings {
+                session: config.session,
+                wire: config.wire,
+                delivery: config.delivery,
+            }),
             broker_timeout,
             broker,
             roster: Roster::default(),

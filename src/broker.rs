@@ -38,7 +38,6 @@ const COMMANDS: usize = 32;
 /// The broker behind the gateway.
 pub struct Broker {
     setup: Arc<Setup>,
-    delivery: delivery::Config,
     tasks: TaskTracker,
     reach: Reach,
 }
@@ -90,12 +89,7 @@ pub enum StartError {
 
 impl Broker {
     /// Starts the embedded broker where that is the one, and watches whether the broker can be reached until `closing`.
-    pub fn start(
-        config: Config,
-        delivery: delivery::Config,
-        tasks: TaskTracker,
-        closing: CancellationToken,
-    ) -> Result<Broker, StartError> {
+    pub fn start(config: Config, tasks: TaskTracker, closing: CancellationToken) -> Result<Broker, StartError> {
         let (target, embedded) = match &config.url {
             BrokerUrl::Mqtt { host, port, tls: false } => (Target::plain(host.clone(), *port), None),
             BrokerUrl::Mqtt { host, port, tls: true } => (Target::tls(host.clone(), *port, &config)?, None),
@@ -108,12 +102,12 @@ impl Broker {
         let setup = Arc::new(Setup { config, target, embedded });
         let reach = Reach::default();
         tasks.spawn(watch::run(setup.clone(), reach.clone(), closing));
-        Ok(Broker { setup, delivery, tasks, reach })
+        Ok(Broker { setup, tasks, reach })
     }
 
     /// A link for a new session; `predecessor` is the link of the same client identifier, which gives way first.
-    pub fn open(&self, opening: Opening, predecessor: Option<Handle>) -> Link {
-        let downlink = Downlink::new(self.delivery.clone());
+    pub fn open(&self, opening: Opening, delivery: delivery::Config, predecessor: Option<Handle>) -> Link {
+        let downlink = Downlink::new(delivery);
         let (commands, receiver) = mpsc::channel(COMMANDS);
         self.tasks.spawn(dedicated::run(self.setup.clone(), opening, downlink.clone(), receiver, predecessor));
         Link { commands, downlink }

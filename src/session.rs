@@ -9,5 +9,5 @@ mod state;
 
 pub use config::Config;
 pub use roster::Roster;
-pub use run::{Context, run};
+pub use run::{Context, Settings, run};
 pub use socket::{Inbound, Outbound, Socket};

@@ -38,7 +38,8 @@ pub async fn upgrade(
         return (StatusCode::SERVICE_UNAVAILABLE, "The gateway is going away; connect again later.\n").into_response();
     }
     let has_credential = agreed.has_bearer || headers.get(header::AUTHORIZATION).is_some_and(is_bearer);
-    let max_frame = context.wire.max_frame.get();
+    let settings = context.settings.load_full();
+    let max_frame = settings.wire.max_frame.get();
     upgrade
         .protocols(agreed.subprotocol)
         .read_buffer_size(READ_BUFFER)
@@ -48,7 +49,7 @@ pub async fn upgrade(
         .on_upgrade(move |socket| {
             let tasks = context.tasks.clone();
             let socket = AxumSocket { socket, written: peer.written };
-            tasks.track_future(session::run(socket, context, has_credential))
+            tasks.track_future(session::run(socket, context, settings, has_credential))
         })
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
 use crate::broker::{Broker, Handle, Link, Opening};
+use crate::delivery;
 
 /// The links of this process by client identifier, until they have ended.
 #[derive(Debug, Default)]
@@ -26,13 +27,13 @@ pub struct Place {
 
 impl Roster {
     /// Opens a link; one with the same client identifier gives way to it.
-    pub fn open(&self, broker: &Broker, opening: Opening) -> (Link, Place) {
+    pub fn open(&self, broker: &Broker, opening: Opening, delivery: delivery::Config) -> (Link, Place) {
         let client_id = opening.client_id.clone();
         let mut links = self.lock();
         let number = links.next;
         links.next += 1;
         let predecessor = links.by_client.remove(&client_id).map(|(_, handle)| handle);
-        let link = broker.open(opening, predecessor);
+        let link = broker.open(opening, delivery, predecessor);
         links.by_client.insert(client_id.clone(), (number, link.handle()));
         (link, Place { client_id, number })
     }

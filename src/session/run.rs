@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, Instant as StdInstant, SystemTime};
 
+use arc_swap::ArcSwap;
 use rand::Rng;
 use serde_json::Number;
 use tokio::select;
@@ -20,6 +21,7 @@ use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, InvalidFrames, State, judge_levels};
 use super::{Config, Roster};
 use crate::broker::{Broker, Command, Event, Link, Opening, Ready};
+use crate::delivery;
 use crate::metrics;
 use crate::mqtt::inflight::Receipt;
 use crate::wire::{self, Auth, Close, Limits, MsgId, Refusal, Reply, TopicResult, json};
@@ -38,10 +40,8 @@ const STALL: Duration = Duration::from_secs(1);
 
 /// What all sessions share.
 pub struct Context {
-    /// The `[session]` section.
-    pub config: Config,
-    /// The `[wire]` section.
-    pub wire: wire::Config,
+    /// What sessions go by that open from now on.
+    pub settings: ArcSwap<Settings>,
     /// The `[broker]` request time-out: how long a session waits for its link.
     pub broker_timeout: Duration,
     /// Where links come from.
@@ -54,11 +54,21 @@ pub struct Context {
     pub closing: CancellationToken,
 }
 
+/// What a session goes by from its upgrade to its end, whatever the configuration becomes meanwhile.
+pub struct Settings {
+    /// The `[session]` section.
+    pub session: Config,
+    /// The `[wire]` section.
+    pub wire: wire::Config,
+    /// The `[delivery]` section.
+    pub delivery: delivery::Config,
+}
+
 /// Serves a WebSocket until its end. `has_credential`: one came with the handshake.
-pub async fn run<S: Socket>(socket: S, context: Arc<Context>, has_credential: bool) {
+pub async fn run<S: Socket>(socket: S, context: Arc<Context>, settings: Arc<Settings>, has_credential: bool) {
     let mut peer = Peer { socket, writing: Writing::default() };
     metrics::session_opened();
-    let close = match serve(&mut peer, &context, has_credential).await {
+    let close = match serve(&mut peer, &context, &settings, has_credential).await {
         Ok(never) => match never {},
         Err(close) => close,
     };
@@ -69,12 +79,17 @@ pub async fn run<S: Socket>(socket: S, context: Arc<Context>, has_credential: bo
 /// Nothing of this type exists: a session ends by a [`Close`].
 enum Never {}
 
-async fn serve<S: Socket>(peer: &mut Peer<S>, context: &Arc<Context>, has_credential: bool) -> Result<Never, Close> {
+async fn serve<S: Socket>(
+    peer: &mut Peer<S>,
+    context: &Arc<Context>,
+    settings: &Arc<Settings>,
+    has_credential: bool,
+) -> Result<Never, Close> {
     if has_credential {
         peer.reply(Reply::refused(no_access_control(), None));
         return Err(Close::AuthenticationFailed);
     }
-    let (auth, answer, first) = greeted(peer, context).await?;
+    let (auth, answer, first) = greeted(peer, context, settings).await?;
     let client_id = auth.client_id.clone().unwrap_or_else(|| format!("tidegate-{:016x}", rand::rng().random::<u64>()));
     let session_id = format!("{:016x}", rand::rng().random::<u64>());
     let opening = Opening {
@@ -84,10 +99,16 @@ async fn serve<S: Socket>(peer: &mut Peer<S>, context: &Arc<Context>, has_creden
         will: auth.will.clone(),
         subscriptions: auth.subscriptions.clone(),
         ack: auth.ack,
-        max_inflight: u16::try_from(context.config.max_inflight.get()).unwrap_or(u16::MAX),
+        max_inflight: u16::try_from(settings.session.max_inflight.get()).unwrap_or(u16::MAX),
     };
-    let (link, place) = context.roster.open(&context.broker, opening);
-    let mut attached = Attached { link, place: Some(place), context: context.clone(), close: Close::Fault };
+    let (link, place) = context.roster.open(&context.broker, opening, settings.delivery.clone());
+    let mut attached = Attached {
+        link,
+        place: Some(place),
+        context: context.clone(),
+        settings: settings.clone(),
+        close: Close::Fault,
+    };
     let result = attached.serve(peer, &auth, answer, first.as_ref().map(AsRef::as_ref), &session_id).await;
     if let Err(close) = &result {
         attached.close = *close;
@@ -100,8 +121,9 @@ async fn serve<S: Socket>(peer: &mut Peer<S>, context: &Arc<Context>, has_creden
 async fn greeted<S: Socket>(
     peer: &mut Peer<S>,
     context: &Context,
+    settings: &Settings,
 ) -> Result<(Box<Auth>, Option<Option<MsgId>>, Option<S::Text>), Close> {
-    let until = Instant::now() + context.config.auth_timeout;
+    let until = Instant::now() + settings.session.auth_timeout;
     let mut invalid = InvalidFrames::default();
     loop {
         let text = select! {
@@ -109,7 +131,7 @@ async fn greeted<S: Socket>(
             () = context.closing.cancelled() => return Err(Close::Drain),
         };
         match greet(text.as_ref().map(AsRef::as_ref)) {
-            Greeted::Open { auth, answer, serve } => match judge(&auth, context) {
+            Greeted::Open { auth, answer, serve } => match judge(&auth, context, settings) {
                 Ok(()) => return Ok((auth, answer, text.filter(|_| serve))),
                 Err(refusal) => peer.reply(Reply::refused(refusal, answer.flatten())),
             },
@@ -127,12 +149,12 @@ async fn greeted<S: Socket>(
 }
 
 /// The limits that an `auth` is held to.
-fn judge(auth: &Auth, context: &Context) -> Result<(), Refusal> {
-    let levels = context.wire.max_topic_levels.get();
+fn judge(auth: &Auth, context: &Context, settings: &Settings) -> Result<(), Refusal> {
+    let levels = settings.wire.max_topic_levels.get();
     let filters = auth.subscriptions.iter().map(|subscription| subscription.filter.as_str());
     let topics = auth.will.iter().map(|will| will.message.topic.as_ref());
     filters.chain(topics).try_for_each(|topic| judge_levels(topic, levels))?;
-    let max = context.config.max_subscriptions.get();
+    let max = settings.session.max_subscriptions.get();
     if auth.subscriptions.len() > max {
         let message = format!("A session may have {max} subscriptions (session.max_subscriptions); ask for fewer.");
         return Err(Refusal::new(wire::Code::QuotaExceeded, message));
@@ -145,6 +167,7 @@ struct Attached {
     link: Link,
     place: Option<Place>,
     context: Arc<Context>,
+    settings: Arc<Settings>,
     close: Close,
 }
 
@@ -179,7 +202,7 @@ impl Attached {
         session_id: &str,
     ) -> Result<Never, Close> {
         let ready = self.ready(peer).await?;
-        let limits = limits(&self.context, &ready);
+        let limits = limits(&self.settings, &ready);
         debug!(session = session_id, client = ready.client_id, "session opened");
         if let Some(msgid) = &answer {
             peer.reply(auth_response(msgid.clone()));
@@ -194,14 +217,14 @@ impl Attached {
             client_id: ready.client_id,
             protocol: 1,
             session_present: ready.session_present,
-            heartbeat: seconds(self.context.config.heartbeat),
+            heartbeat: seconds(self.settings.session.heartbeat),
             subscriptions: (!auth.subscriptions.is_empty()).then(|| results.collect()),
             limits,
             msgid: answer.flatten(),
         });
         let granted =
             asked.zip(&ready.subscriptions).filter(|(_, result)| result.is_ok()).map(|(filter, _)| filter.clone());
-        let state = State::new(limits, self.context.wire.max_topic_levels.get(), granted);
+        let state = State::new(limits, self.settings.wire.max_topic_levels.get(), granted);
         Open::new(peer, state, self).run(first).await
     }
 
@@ -240,6 +263,7 @@ struct Open<'a, S> {
     state: State,
     link: &'a Link,
     context: &'a Context,
+    settings: &'a Settings,
     /// For the broker's side, as it has room.
     commands: VecDeque<Box<Command>>,
     /// What is being written.
@@ -262,18 +286,18 @@ struct Batch {
 
 impl<'a, S: Socket> Open<'a, S> {
     fn new(peer: &'a mut Peer<S>, state: State, attached: &'a Attached) -> Open<'a, S> {
-        let context = &attached.context;
         let now = Instant::now();
         Open {
             peer,
             state,
             link: &attached.link,
-            context,
+            context: &attached.context,
+            settings: &attached.settings,
             commands: VecDeque::new(),
             batch: Batch::default(),
             last_life: now,
             missed: 0,
-            next_ping: now + context.config.heartbeat,
+            next_ping: now + attached.settings.session.heartbeat,
             is_stalled: false,
             dropped: 0,
             told_drops: None,
@@ -445,13 +469,13 @@ impl<'a, S: Socket> Open<'a, S> {
             return Ok(());
         }
         // The silence of a client that is not read says nothing.
-        let last_ping = self.next_ping - self.context.config.heartbeat;
+        let last_ping = self.next_ping - self.settings.session.heartbeat;
         let is_alive = self.last_life >= last_ping || !self.may_read();
         self.missed = if is_alive { 0 } else { self.missed + 1 };
         if self.missed >= MISSED_HEARTBEATS {
             return Err(Close::Heartbeat);
         }
-        self.next_ping = now + self.context.config.heartbeat;
+        self.next_ping = now + self.settings.session.heartbeat;
         self.peer.writing.push_ping();
         Ok(())
     }
@@ -464,7 +488,7 @@ impl<'a, S: Socket> Open<'a, S> {
             (*written, *since) = (current, now);
             self.last_life = now;
             self.set_stalled(false);
-        } else if now >= *since + self.context.config.write_timeout {
+        } else if now >= *since + self.settings.session.write_timeout {
             return Err(Close::SlowConsumer);
         } else if now >= *since + STALL {
             self.set_stalled(true);
@@ -547,13 +571,13 @@ impl<S: Socket> Peer<S> {
     }
 }
 
-fn limits(context: &Context, ready: &Ready) -> Limits {
+fn limits(settings: &Settings, ready: &Ready) -> Limits {
     let abilities = &ready.abilities;
     Limits {
-        max_frame: context.wire.max_frame.get(),
-        max_payload: context.wire.max_payload.get().min(abilities.maximum_packet_size),
-        max_subscriptions: context.config.max_subscriptions.get(),
-        max_inflight: context.config.max_inflight.get().min(abilities.receive_maximum.into()),
+        max_frame: settings.wire.max_frame.get(),
+        max_payload: settings.wire.max_payload.get().min(abilities.maximum_packet_size),
+        max_subscriptions: settings.session.max_subscriptions.get(),
+        max_inflight: settings.session.max_inflight.get().min(abilities.receive_maximum.into()),
         max_qos: abilities.maximum_qos.number(),
         retain: abilities.retain,
         shared: abilities.shared,
