@@ -10,6 +10,7 @@ mod embedded;
 mod frames;
 mod http;
 mod outage;
+mod proxy;
 mod real_input;
 mod resume;
 mod scripted_broker;

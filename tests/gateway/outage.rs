@@ -34,10 +34,10 @@ async fn after_a_broker_that_forgot_all_the_subscriptions_are_restored_once() {
     assert_eq!(browser.ask(json!({"type": "unsubscribe", "topic": "gone"})).await["type"], "unsubscribed");
     mosquitto.kill().await;
     is_down(&mut browser).await;
-    let before = proxy.forwarded(Way::ToBroker, Kind::Subscribe);
+    let before = proxy.forwarded(Way::To, Kind::Subscribe);
     mosquitto.restart().await;
     is_up(&mut browser, false).await;
-    assert_eq!(proxy.forwarded(Way::ToBroker, Kind::Subscribe) - before, 3);
+    assert_eq!(proxy.forwarded(Way::To, Kind::Subscribe) - before, 3);
     browser.publish("gone", "1", 1).await;
     Device::publish(mosquitto.port, &["-q", "1", "-t", "post/1", "-m", "1"]).await;
     let mut sids = Vec::from_iter(browser.deliveries(2).await.into_iter().map(|frame| frame["sids"][0].as_u64()));
@@ -61,11 +61,11 @@ async fn after_a_broker_that_remembers_all_the_session_goes_on() {
             .await;
         mosquitto.stop().await;
         is_down(&mut browser).await;
-        let before = proxy.forwarded(Way::ToBroker, Kind::Subscribe);
+        let before = proxy.forwarded(Way::To, Kind::Subscribe);
         mosquitto.restart().await;
         // Mosquitto writes no session to disk that began clean.
         is_up(&mut browser, !clean).await;
-        assert_eq!(proxy.forwarded(Way::ToBroker, Kind::Subscribe) - before, if clean { 2 } else { 0 });
+        assert_eq!(proxy.forwarded(Way::To, Kind::Subscribe) - before, if clean { 2 } else { 0 });
         for number in 0..3 {
             Device::publish(mosquitto.port, &["-q", "2", "-t", "post/1", "-m", &number.to_string()]).await;
             let frame = browser.expect("mqtt").await;
@@ -271,12 +271,12 @@ async fn when_the_broker_forgot_the_session_acks_of_what_it_sent_are_void() {
 #[tokio::test]
 async fn a_publish_is_answered_once_wherever_the_link_was_cut() {
     let cuts = [
-        (1, Way::ToBroker, Kind::Publish),
-        (1, Way::ToGateway, Kind::Puback),
-        (2, Way::ToBroker, Kind::Publish),
-        (2, Way::ToGateway, Kind::Pubrec),
-        (2, Way::ToBroker, Kind::Pubrel),
-        (2, Way::ToGateway, Kind::Pubcomp),
+        (1, Way::To, Kind::Publish),
+        (1, Way::Back, Kind::Puback),
+        (2, Way::To, Kind::Publish),
+        (2, Way::Back, Kind::Pubrec),
+        (2, Way::To, Kind::Pubrel),
+        (2, Way::Back, Kind::Pubcomp),
     ];
     let mosquitto = Mosquitto::start().await;
     let proxy = Proxy::before(mosquitto.port).await;
@@ -307,12 +307,12 @@ async fn a_publish_is_answered_once_wherever_the_link_was_cut() {
 #[tokio::test]
 async fn a_delivery_comes_once_wherever_the_link_was_cut() {
     let cuts = [
-        (1, Way::ToGateway, Kind::Publish),
-        (1, Way::ToBroker, Kind::Puback),
-        (2, Way::ToGateway, Kind::Publish),
-        (2, Way::ToBroker, Kind::Pubrec),
-        (2, Way::ToGateway, Kind::Pubrel),
-        (2, Way::ToBroker, Kind::Pubcomp),
+        (1, Way::Back, Kind::Publish),
+        (1, Way::To, Kind::Puback),
+        (2, Way::Back, Kind::Publish),
+        (2, Way::To, Kind::Pubrec),
+        (2, Way::Back, Kind::Pubrel),
+        (2, Way::To, Kind::Pubcomp),
     ];
     let mosquitto = Mosquitto::start().await;
     let proxy = Proxy::before(mosquitto.port).await;

@@ -14,8 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::support::paho::Paho;
-use crate::support::wire_cutter::WireCutter;
-use crate::support::{Browser, Gateway, Mosquitto};
+use crate::support::{Browser, Gateway, Mosquitto, Proxy};
 
 /// What is tried unless `TIDEGATE_SCRIPTS` says otherwise.
 const SCRIPTS: Range<u64> = 0..6;
@@ -123,6 +122,13 @@ impl Act {
 /// ones apart.
 type Deliveries = BTreeMap<(bool, String, char, u64), Vec<String>>;
 
+/// So long that something is always on it when it is cut.
+async fn a_long_line(mosquitto: &Mosquitto) -> Proxy {
+    let line = Proxy::before(mosquitto.port).await;
+    line.delay(Duration::from_millis(8));
+    line
+}
+
 #[derive(Debug)]
 struct Ending {
     subject: Deliveries,
@@ -132,7 +138,7 @@ struct Ending {
 
 async fn play_with_paho(script: &Script) -> Ending {
     let mosquitto = Mosquitto::start().await;
-    let link = WireCutter::before(mosquitto.port).await;
+    let link = a_long_line(&mosquitto).await;
     let mut subject = Paho::connect(link.port, "subject").await;
     let (bystander, retained) = play(script, &mut subject, &link, &mosquitto).await;
     Ending { subject: deliveries(&merged(subject.arrived)), bystander, retained }
@@ -140,8 +146,8 @@ async fn play_with_paho(script: &Script) -> Ending {
 
 async fn play_with_browser(script: &Script) -> Ending {
     let mosquitto = Mosquitto::start().await;
-    let link = WireCutter::before(mosquitto.port).await;
-    let house = Gateway::start(&format!("mqtt://127.0.0.1:{}", link.port), "").await;
+    let link = a_long_line(&mosquitto).await;
+    let house = Gateway::start(&link.url(), "").await;
     let mut subject = Page { browser: house.browser().await, unanswered: HashSet::new(), arrived: Vec::new() };
     let (bystander, retained) = play(script, &mut subject, &link, &mosquitto).await;
     let mut seen = HashSet::new();
@@ -161,7 +167,7 @@ async fn play_with_browser(script: &Script) -> Ending {
 async fn play(
     script: &Script,
     subject: &mut impl Subject,
-    link: &WireCutter,
+    link: &Proxy,
     mosquitto: &Mosquitto,
 ) -> (Deliveries, Deliveries) {
     let mut bystander = Paho::connect(mosquitto.port, "bystander").await;
@@ -181,7 +187,7 @@ async fn play(
                     sleep(*after).await;
                     link.cut();
                 } else if publishes.end == index {
-                    link.mend();
+                    link.resume();
                 }
             }
             match is_subject {
@@ -189,7 +195,7 @@ async fn play(
                 false => bystander.publish(topic, payload, *qos, *retain).await,
             }
         }
-        link.mend();
+        link.resume();
         come_to_rest(&mut rest, subject, &mut bystander).await;
     }
     let mut auditor = Paho::connect(mosquitto.port, "auditor").await;

@@ -8,7 +8,6 @@ pub mod paho;
 mod proxy;
 pub mod raw;
 pub mod scripted;
-pub mod wire_cutter;
 
 pub use browser::Browser;
 pub use device::Device;
