@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 pub use config::{BrokerUrl, BrokerUrlError, Config};
 pub use link::{Abilities, Command, Downlink, Event, Handle, Link, Opening, Ready};
 pub use transport::{Target, TlsError};
-pub use watch::Reach;
+pub use watch::{Reach, Standing};
 
 use crate::delivery;
 use crate::mqtt::Message;
@@ -39,20 +39,35 @@ const COMMANDS: usize = 32;
 pub struct Broker {
     setup: Arc<Setup>,
     tasks: TaskTracker,
-    reach: Reach,
 }
 
 /// What every link needs.
 struct Setup {
     config: Config,
-    target: Target,
-    embedded: Option<Embedded>,
+    place: Place,
+    reach: Reach,
+}
+
+/// Where the broker is.
+enum Place {
+    /// In another process.
+    Elsewhere(Target),
+    /// In this one.
+    Inside(Embedded),
 }
 
 impl Setup {
     /// The broker is in this process and needs care.
     fn is_embedded(&self) -> bool {
-        self.embedded.is_some()
+        matches!(self.place, Place::Inside(_))
+    }
+
+    /// Where the next connection goes.
+    fn target(&self) -> Target {
+        match &self.place {
+            Place::Elsewhere(target) => target.clone(),
+            Place::Inside(embedded) => embedded.target(),
+        }
     }
 
     /// The broker has this will and publishes it no sooner than the client wants: it needn't be done here.
@@ -90,19 +105,15 @@ pub enum StartError {
 impl Broker {
     /// Starts the embedded broker where that is the one, and watches whether the broker can be reached until `closing`.
     pub fn start(config: Config, tasks: TaskTracker, closing: CancellationToken) -> Result<Broker, StartError> {
-        let (target, embedded) = match &config.url {
-            BrokerUrl::Mqtt { host, port, tls: false } => (Target::plain(host.clone(), *port), None),
-            BrokerUrl::Mqtt { host, port, tls: true } => (Target::tls(host.clone(), *port, &config)?, None),
-            BrokerUrl::Embedded { address, fall_back } => {
-                let embedded = Embedded::start(*address, *fall_back)?;
-                let address = embedded.link_address();
-                (Target::plain(address.ip().to_string(), address.port()), Some(embedded))
-            }
+        let place = match &config.url {
+            BrokerUrl::Mqtt { host, port, tls: false } => Place::Elsewhere(Target::plain(host.clone(), *port)),
+            BrokerUrl::Mqtt { host, port, tls: true } => Place::Elsewhere(Target::tls(host.clone(), *port, &config)?),
+            BrokerUrl::Embedded { address, fall_back } => Place::Inside(Embedded::start(*address, *fall_back)?),
         };
-        let setup = Arc::new(Setup { config, target, embedded });
-        let reach = Reach::default();
-        tasks.spawn(watch::run(setup.clone(), reach.clone(), closing));
-        Ok(Broker { setup, tasks, reach })
+        let setup = Arc::new(Setup { config, place, reach: Reach::default() });
+        let watched = setup.clone();
+        tasks.spawn(async move { closing.run_until_cancelled(watch::run(&watched)).await });
+        Ok(Broker { setup, tasks })
     }
 
     /// A link for a new session; `predecessor` is the link of the same client identifier, which gives way first.
@@ -115,7 +126,7 @@ impl Broker {
 
     /// Whether the broker can be reached.
     pub fn reach(&self) -> &Reach {
-        &self.reach
+        &self.setup.reach
     }
 
     /// Whether the broker would take this will; what else it thinks of it shows when it is published.
@@ -125,9 +136,9 @@ impl Broker {
 
     /// Where the broker is, for people.
     pub fn address(&self) -> String {
-        match &self.setup.embedded {
-            Some(embedded) => format!("embedded rumqttd, mqtt://{}", embedded.address()),
-            None => self.setup.config.url.to_string(),
+        match &self.setup.place {
+            Place::Inside(embedded) => format!("embedded rumqttd, mqtt://{}", embedded.address()),
+            Place::Elsewhere(_) => self.setup.config.url.to_string(),
         }
     }
 }

@@ -136,6 +136,11 @@ pub fn broker_reconnected() {
     METRICS.reconnects.increment(1);
 }
 
+/// The embedded broker had died, and another was started.
+pub fn embedded_restarted() {
+    METRICS.embedded_restarts.increment(1);
+}
+
 /// Whether the broker can be reached.
 pub fn broker_reachable(reachable: bool) {
     METRICS.reachable.set(if reachable { 1.0 } else { 0.0 });
@@ -158,6 +163,7 @@ struct Metrics {
     links_up: Gauge,
     links_down: Gauge,
     reconnects: Counter,
+    embedded_restarts: Counter,
     reachable: Gauge,
 }
 
@@ -211,6 +217,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         links_up: gauge!("tidegate_broker_links", "state" => "up"),
         links_down: gauge!("tidegate_broker_links", "state" => "down"),
         reconnects: counter!("tidegate_broker_reconnects_total"),
+        embedded_restarts: counter!("tidegate_embedded_broker_restarts_total"),
         reachable: gauge!("tidegate_broker_reachable"),
     }
 });
@@ -259,5 +266,9 @@ fn describe() {
     );
     describe_gauge!("tidegate_broker_links", "Broker links of sessions, by state.");
     describe_counter!("tidegate_broker_reconnects_total", "Broker links that were lost and restored.");
+    describe_counter!(
+        "tidegate_embedded_broker_restarts_total",
+        "Times that the embedded broker had died and was started anew, without what it stored."
+    );
     describe_gauge!("tidegate_broker_reachable", "Whether the broker can be reached: 1 or 0.");
 }

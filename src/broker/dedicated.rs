@@ -31,6 +31,8 @@ const TAKEOVER_WINDOW: Duration = Duration::from_secs(5);
 const TAKEOVER_LOSSES: u32 = 2;
 const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(15);
+/// The same for the embedded broker, to which the way is short.
+const LONGEST_BACK_OFF_INSIDE: Duration = Duration::from_secs(2);
 /// How long an ended session's last requests may take.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 /// The same, where another connection of the client waits.
@@ -165,7 +167,7 @@ impl Dedicated {
                 return None;
             }
             // On the heap, as it is gone while the link is up.
-            let mut attempt = Box::pin(attempt(self.setup.clone(), self.connecting(), back_off(self.attempts)));
+            let mut attempt = Box::pin(attempt(self.setup.clone(), self.connecting(), self.back_off()));
             let result = loop {
                 let deadline = self.offline_deadline();
                 select! {
@@ -193,6 +195,11 @@ impl Dedicated {
                 }
             }
         }
+    }
+
+    fn back_off(&self) -> Duration {
+        let longest = if self.setup.is_embedded() { LONGEST_BACK_OFF_INSIDE } else { LONGEST_BACK_OFF };
+        back_off(self.attempts, longest, rand::rng().random())
     }
 
     fn connecting(&self) -> Connecting {
@@ -631,19 +638,48 @@ async fn attempt(setup: Arc<Setup>, connecting: Connecting, delay: Duration) -> 
         will: connecting.will.as_ref().map(|will| packet::Will { message: &will.message, delay: will.delay }),
         ..setup.connect()
     };
-    timeout(setup.config.connect_timeout, Connection::open(&setup.target, &connect))
+    timeout(setup.config.connect_timeout, Connection::open(&setup.target(), &connect))
         .await
         .unwrap_or(Err(Lost::TimedOut))
 }
 
-/// Nothing before the first attempt, then a random time up to a bound that doubles.
-fn back_off(attempts: u32) -> Duration {
+/// Nothing before the first attempt, then that part of a bound that doubles.
+fn back_off(attempts: u32, longest: Duration, part: f64) -> Duration {
     match attempts {
         0 => Duration::ZERO,
-        _ => LONGEST_BACK_OFF.min(FIRST_BACK_OFF * 2u32.saturating_pow(attempts - 1)).mul_f64(rand::rng().random()),
+        _ => longest.min(FIRST_BACK_OFF * 2u32.saturating_pow(attempts - 1)).mul_f64(part),
     }
 }
 
 fn unix_millis() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_before_an_attempt_is_random_up_to_a_bound_that_doubles() {
+        let bounds = [0, 250, 500, 1000, 2000, 4000, 8000, 15_000, 15_000];
+        for (attempts, bound) in (0..).zip(bounds) {
+            let wait = |part| back_off(attempts, LONGEST_BACK_OFF, part).as_millis();
+            assert_eq!((wait(0.0), wait(0.5), wait(1.0)), (0, bound / 2, bound), "{attempts}");
+        }
+        assert_eq!(back_off(u32::MAX, LONGEST_BACK_OFF, 1.0), LONGEST_BACK_OFF);
+        assert_eq!(back_off(u32::MAX, LONGEST_BACK_OFF_INSIDE, 1.0), LONGEST_BACK_OFF_INSIDE);
+    }
+
+    #[test]
+    fn sessions_that_lost_one_broker_come_back_spread() {
+        const SESSIONS: usize = 10_000;
+        let mut second = [0; 15];
+        for _ in 0..SESSIONS {
+            let wait = back_off(9, LONGEST_BACK_OFF, rand::rng().random());
+            second[wait.as_secs() as usize] += 1;
+        }
+        // Evenly, within six times the deviation of chance.
+        let even = SESSIONS / second.len();
+        assert!(second.iter().all(|count| (even - 150..even + 150).contains(count)), "{second:?}");
+    }
 }

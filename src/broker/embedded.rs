@@ -1,6 +1,7 @@
 //! The broker inside the process: rumqttd on a loopback address, for when no other is configured.
 //!
 //! Devices reach it on one port in MQTT 3.1.1 and 5; rumqttd itself has a port for each, and the gateway's links go to the second.
+//! When rumqttd has died, another takes its place behind the same port.
 //!
 //! It is a broker to try things with. What it can't do, and what it must never be sent, is held by
 //! `tests/embedded_limits.rs`.
@@ -8,12 +9,15 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    sync::atomic::{AtomicU8, Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU8, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use super::front;
+use super::{front, transport::Target};
 use rumqttd::protocol::{Protocol, v4::V4, v5::V5};
 use rumqttd::{ConnectionSettings, LinkType, Router, RouterConfig, Server, ServerSettings};
 use thiserror::Error;
@@ -22,7 +26,9 @@ use tokio::{
     net::TcpStream,
     runtime::{Builder, Runtime},
     time::timeout,
+    try_join,
 };
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// The largest packet that the broker takes; a larger one costs its sender the connection.
 pub const MAX_PACKET: usize = 1_114_112;
@@ -38,14 +44,35 @@ const ATTEMPTS: usize = 8;
 
 /// A running rumqttd, reached by MQTT over TCP and nothing else.
 ///
-/// Dropping it closes its ports and its connections. The router's thread can't be told to end: it
-/// stays asleep, with what it stored, until the process does.
+/// Dropping it closes its ports and its connections.
 #[derive(Debug)]
 pub struct Embedded {
     address: SocketAddr,
-    link_address: SocketAddr,
-    runtime: Option<Runtime>,
+    running: Arc<Mutex<Rumqttd>>,
     probes: AtomicU8,
+    probe_timeout: Duration,
+    _front: AbortOnDropHandle<()>,
+}
+
+/// One life of the broker.
+///
+/// Dropping it ends its connections, also where it has wedged. A router that has not died can't be told to end: its thread stays
+/// asleep, with what it stored, until the process does.
+#[derive(Debug)]
+struct Rumqttd {
+    ports: Ports,
+    runtime: Option<Runtime>,
+}
+
+/// Where rumqttd takes which MQTT, until its life is over.
+#[derive(Clone, Debug)]
+pub struct Ports {
+    /// MQTT 3.1.1.
+    pub v4: SocketAddr,
+    /// MQTT 5.
+    pub v5: SocketAddr,
+    /// Cancelled at the end: whatever still is connected has lost its connection.
+    pub end: CancellationToken,
 }
 
 /// Why the broker did not start.
@@ -67,7 +94,7 @@ pub enum EmbeddedError {
     Threads(io::Error),
 }
 
-/// Why the broker counts as dead.
+/// Why a probe failed.
 #[derive(Debug, Error)]
 pub enum ProbeError {
     /// The listener is gone, or the router behind it, which cuts the connection.
@@ -79,58 +106,107 @@ pub enum ProbeError {
         source: io::Error,
     },
     /// It holds the connection and says nothing.
-    #[error("the embedded broker at {0} gave no answer within {PROBE_TIMEOUT:?}")]
-    Silent(SocketAddr),
+    #[error("the embedded broker at {address} gave no answer within {after:?}")]
+    Silent {
+        /// Where it was asked.
+        address: SocketAddr,
+        /// How long it was waited for.
+        after: Duration,
+    },
 }
 
 impl Embedded {
     /// Starts the broker; on return it accepts connections. With `fall_back`, or port 0, a port
     /// that is taken is replaced by a free one of the same IP address: [`Embedded::address`] tells.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime, which serves the port for devices.
     pub fn start(address: SocketAddr, fall_back: bool) -> Result<Embedded, EmbeddedError> {
         if !address.ip().is_loopback() {
             return Err(EmbeddedError::NotLoopback(address));
         }
         let unavailable = |source| EmbeddedError::Unavailable { address, source };
-        let door = bind(address, fall_back).map_err(unavailable)?;
-        let runtime = start_runtime().map_err(EmbeddedError::Threads)?;
-        let router = Router::new(0, router()).spawn();
-        let private = SocketAddr::new(address.ip(), 0);
-        let v4 = serve(&runtime, private, |settings| Server::new(settings, router.clone(), V4)).map_err(unavailable)?;
-        let v5 = serve(&runtime, private, |settings| Server::new(settings, router.clone(), V5)).map_err(unavailable)?;
+        let door = bind(address, fall_back).and_then(tokio::net::TcpListener::from_std).map_err(unavailable)?;
         let address = door.local_addr().map_err(unavailable)?;
-        let door = {
-            let _inside = runtime.enter();
-            tokio::net::TcpListener::from_std(door).map_err(unavailable)?
-        };
-        runtime.spawn(front::serve(door, v4, v5));
-        Ok(Embedded { address, link_address: v5, runtime: Some(runtime), probes: AtomicU8::new(0) })
+        Ok(Embedded::before(door, address, Rumqttd::start(address)?))
     }
 
-    /// Where devices find it.
+    fn before(door: tokio::net::TcpListener, address: SocketAddr, rumqttd: Rumqttd) -> Embedded {
+        let running = Arc::new(Mutex::new(rumqttd));
+        let behind = running.clone();
+        let front = tokio::spawn(front::serve(door, move || lock(&behind).ports.clone()));
+        Embedded {
+            address,
+            running,
+            probes: AtomicU8::new(0),
+            probe_timeout: PROBE_TIMEOUT,
+            _front: AbortOnDropHandle::new(front),
+        }
+    }
+
+    /// Where devices find it, over all its lives.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where rumqttd itself takes MQTT 5.
+    /// Where rumqttd itself takes MQTT 5 in this life.
     pub fn link_address(&self) -> SocketAddr {
-        self.link_address
+        self.ports().v5
     }
 
-    /// Tells whether the broker works, by a publish of a client of its own, within two seconds. A
-    /// router or a listener that panicked shows nowhere else.
+    /// The same, for links; they end when this life does.
+    pub(super) fn target(&self) -> Target {
+        let Ports { v5, end, .. } = self.ports();
+        Target::plain(v5.ip().to_string(), v5.port()).until(end)
+    }
+
+    /// Puts a new rumqttd, which knows nothing, in the place of this one, and ends all connections to this one. The port for
+    /// devices stays.
+    pub fn restart(&self) -> Result<(), EmbeddedError> {
+        let next = Rumqttd::start(self.address)?;
+        let last = std::mem::replace(&mut *lock(&self.running), next);
+        drop(last);
+        Ok(())
+    }
+
+    /// Tells whether the broker works, by a publish in each version of MQTT, within two seconds. A router or a listener that
+    /// panicked shows nowhere else.
     pub async fn probe(&self) -> Result<(), ProbeError> {
-        let address = self.link_address;
+        let Ports { v4, v5, .. } = self.ports();
         let number = self.probes.fetch_add(1, Ordering::Relaxed);
-        match timeout(PROBE_TIMEOUT, publish(address, number)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(source)) => Err(ProbeError::Broken { address, source }),
-            Err(_) => Err(ProbeError::Silent(address)),
+        let publishes = async { try_join!(publish(v5, Version::V5, number), publish(v4, Version::V4, number)) };
+        match timeout(self.probe_timeout, publishes).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(source)) => Err(ProbeError::Broken { address: v5, source }),
+            Err(_) => Err(ProbeError::Silent { address: v5, after: self.probe_timeout }),
         }
+    }
+
+    fn ports(&self) -> Ports {
+        lock(&self.running).ports.clone()
     }
 }
 
-impl Drop for Embedded {
+fn lock(running: &Mutex<Rumqttd>) -> MutexGuard<'_, Rumqttd> {
+    running.lock().expect("nobody panics while holding it")
+}
+
+impl Rumqttd {
+    /// Starts one for the front at this address, on free ports beside it.
+    fn start(front: SocketAddr) -> Result<Rumqttd, EmbeddedError> {
+        let unavailable = |source| EmbeddedError::Unavailable { address: front, source };
+        let runtime = start_runtime().map_err(EmbeddedError::Threads)?;
+        let router = Router::new(0, router()).spawn();
+        let private = SocketAddr::new(front.ip(), 0);
+        let v4 = serve(&runtime, private, |settings| Server::new(settings, router.clone(), V4)).map_err(unavailable)?;
+        let v5 = serve(&runtime, private, |settings| Server::new(settings, router.clone(), V5)).map_err(unavailable)?;
+        Ok(Rumqttd { ports: Ports { v4, v5, end: CancellationToken::new() }, runtime: Some(runtime) })
+    }
+}
+
+impl Drop for Rumqttd {
     fn drop(&mut self) {
+        self.ports.end.cancel();
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -210,17 +286,29 @@ fn listener(listen: SocketAddr) -> ServerSettings {
     }
 }
 
+/// What a probe speaks.
+#[derive(Clone, Copy)]
+enum Version {
+    V4,
+    V5,
+}
+
 /// CONNECT and PUBLISH, CONNACK and PUBACK. Both answers come from the router, and no filter matches
 /// a `$` topic, so nobody sees the message. The client has one of 256 names: a single one could be
 /// back before its last connection has ended, and the router remembers each name for ever.
-async fn publish(broker: SocketAddr, number: u8) -> io::Result<()> {
-    const CONNECT: &[u8] = b"\x10\x1e\0\x04MQTT\x05\x02\0\x0a\0\0\x11tidegate.probe.";
-    const PUBLISH: &[u8] = b"\x32\x14\0\x0f$tidegate/probe\0\x01\0";
+async fn publish(broker: SocketAddr, version: Version, number: u8) -> io::Result<()> {
     const SUCCESS: u8 = 0;
-
+    let (connect, publish): (&[u8], &[u8]) = match version {
+        Version::V4 => {
+            (b"\x10\x20\0\x04MQTT\x04\x02\0\x0a\0\x14tidegate.probe.v4.", b"\x32\x13\0\x0f$tidegate/probe\0\x01")
+        }
+        Version::V5 => {
+            (b"\x10\x21\0\x04MQTT\x05\x02\0\x0a\0\0\x14tidegate.probe.v5.", b"\x32\x14\0\x0f$tidegate/probe\0\x01\0")
+        }
+    };
     let name = format!("{number:02x}");
     let mut stream = TcpStream::connect(broker).await?;
-    stream.write_all(&[CONNECT, name.as_bytes(), PUBLISH].concat()).await?;
+    stream.write_all(&[connect, name.as_bytes(), publish].concat()).await?;
     match read_packet(&mut stream).await?.as_slice() {
         [0x20, _flags, SUCCESS, ..] => {}
         other => return Err(unexpected("CONNACK", other)),
@@ -245,7 +333,7 @@ fn unexpected(wanted: &str, got: &[u8]) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const ANY: &str = "127.0.0.1:0";
@@ -254,8 +342,8 @@ mod tests {
         Embedded::start(address.parse().expect("an address"), fall_back)
     }
 
-    #[test]
-    fn a_public_address_is_refused() {
+    #[tokio::test]
+    async fn a_public_address_is_refused() {
         for address in ["0.0.0.0:1883", "192.0.2.1:1883", "[::]:1883"] {
             let error = start(address, true).expect_err(address).to_string();
             assert!(error.contains(address), "{error}");
@@ -263,8 +351,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_taken_port_is_an_error_that_names_the_address() {
+    #[tokio::test]
+    async fn a_taken_port_is_an_error_that_names_the_address() {
         let first = start(ANY, false).expect("a free port");
         let address = first.address().to_string();
         let error = start(&address, false).expect_err("taken").to_string();
@@ -289,12 +377,39 @@ mod tests {
         }
     }
 
+    /// What a broker is that has wedged: it takes connections, and says nothing.
+    pub(in crate::broker) fn wedged(probe_timeout: Duration) -> (Embedded, tokio::net::TcpListener) {
+        let listener = || bind(ANY.parse().expect("an address"), false).and_then(tokio::net::TcpListener::from_std);
+        let mute = listener().expect("a free port");
+        let address = mute.local_addr().expect("bound");
+        let ports = Ports { v4: address, v5: address, end: CancellationToken::new() };
+        let door = listener().expect("a free port");
+        let address = door.local_addr().expect("bound");
+        let embedded = Embedded::before(door, address, Rumqttd { ports, runtime: None });
+        (Embedded { probe_timeout, ..embedded }, mute)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_probe_does_not_wait_for_ever() {
-        let mute = TcpListener::bind(ANY).expect("a free port");
-        let address = mute.local_addr().expect("bound");
-        let broker = Embedded { address, link_address: address, runtime: None, probes: AtomicU8::new(0) };
+        let (broker, _mute) = wedged(PROBE_TIMEOUT);
         let error = broker.probe().await.expect_err("it says nothing");
-        assert!(matches!(error, ProbeError::Silent(_)), "{error}");
+        assert!(matches!(error, ProbeError::Silent { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_restart_keeps_the_front_and_ends_what_was_connected_to_a_wedged_broker() {
+        let (broker, mute) = wedged(PROBE_TIMEOUT);
+        let front = broker.address();
+        let mut device = TcpStream::connect(front).await.expect("the front listens");
+        device.write_all(b"\x10\x0d\0\x04MQTT\x04\x02\0\x0a\0\x01a").await.expect("written");
+        let _held = mute.accept().await.expect("the front passes on");
+        let mut link = broker.target().connect().await.expect("it listens");
+        broker.restart().expect("another rumqttd");
+        let mut byte = [0];
+        link.read_exact(&mut byte).await.expect_err("its broker is gone");
+        device.read_exact(&mut byte).await.expect_err("its broker is gone");
+        assert_eq!(broker.address(), front);
+        broker.probe().await.expect("alive");
+        publish(front, Version::V4, 7).await.expect("the front leads to the new one");
     }
 }

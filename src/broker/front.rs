@@ -1,32 +1,37 @@
 //! The port at which devices find the embedded broker: it looks which MQTT they speak, and passes their bytes on.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
+use super::embedded::Ports;
+
 /// How long a client may take to say which protocol it speaks.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks at a CONNECT that comes in pieces.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Serves for ever.
-pub async fn serve(listener: TcpListener, v4: SocketAddr, v5: SocketAddr) {
+/// Serves for ever; each new client goes where `ports` says at that time.
+pub async fn serve(listener: TcpListener, ports: impl Fn() -> Ports) {
     loop {
         match listener.accept().await {
-            Ok((client, _)) => drop(tokio::spawn(pass_on(client, v4, v5))),
+            Ok((client, _)) => {
+                let ports = ports();
+                let end = ports.end.clone();
+                drop(tokio::spawn(end.run_until_cancelled_owned(pass_on(client, ports))));
+            }
             // No descriptors are left: others must end first.
             Err(_) => sleep(PATIENCE / 100).await,
         }
     }
 }
 
-async fn pass_on(mut client: TcpStream, v4: SocketAddr, v5: SocketAddr) -> io::Result<()> {
+async fn pass_on(mut client: TcpStream, ports: Ports) -> io::Result<()> {
     let version = timeout(PATIENCE, version(&client)).await??;
-    let mut broker = TcpStream::connect(if version == 5 { v5 } else { v4 }).await?;
+    let mut broker = TcpStream::connect(if version == 5 { ports.v5 } else { ports.v4 }).await?;
     client.set_nodelay(true)?;
     broker.set_nodelay(true)?;
     copy_bidirectional(&mut client, &mut broker).await?;

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use super::transport::Target;
+
 /// No packet goes to a broker that is not there.
 pub const MAX_PACKET: usize = 1;
 
@@ -26,12 +28,27 @@ impl Embedded {
     }
 
     /// Never called.
-    pub fn link_address(&self) -> SocketAddr {
+    pub(super) fn target(&self) -> Target {
         match *self {}
     }
 
     /// Never called.
-    pub async fn probe(&self) -> Result<(), EmbeddedError> {
+    pub fn restart(&self) -> Result<(), EmbeddedError> {
         match *self {}
     }
+
+    /// Never called.
+    pub async fn probe(&self) -> Result<(), ProbeError> {
+        match *self {}
+    }
+}
+
+/// Why a probe failed; none does.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "there is none")]
+pub enum ProbeError {
+    #[error("never")]
+    Broken {},
+    #[error("never")]
+    Silent {},
 }

@@ -2,16 +2,19 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::BuilderVerifierExt;
 use secrecy::ExposeSecret;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::Config;
 
@@ -25,6 +28,7 @@ pub struct Target {
     host: String,
     port: u16,
     tls: Option<(TlsConnector, ServerName<'static>)>,
+    end: Option<CancellationToken>,
 }
 
 /// The TLS settings of the broker can't be used.
@@ -54,14 +58,19 @@ pub enum TlsError {
 impl Target {
     /// A broker without TLS.
     pub fn plain(host: String, port: u16) -> Target {
-        Target { host, port, tls: None }
+        Target { host, port, tls: None, end: None }
     }
 
     /// A broker with TLS, as the configuration wants it.
     pub fn tls(host: String, port: u16, config: &Config) -> Result<Target, TlsError> {
         let name = ServerName::try_from(host.clone()).map_err(|_| TlsError::Name(host.clone()))?;
         let connector = TlsConnector::from(Arc::new(client_config(config)?));
-        Ok(Target { host, port, tls: Some((connector, name)) })
+        Ok(Target { host, port, tls: Some((connector, name)), end: None })
+    }
+
+    /// A broker that may end without its streams: they break when this is cancelled.
+    pub fn until(self, end: CancellationToken) -> Target {
+        Target { end: Some(end), ..self }
     }
 
     /// Opens a stream.
@@ -69,9 +78,51 @@ impl Target {
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
         stream.set_nodelay(true)?;
         match &self.tls {
-            None => Ok(Box::new(stream)),
+            None => Ok(match &self.end {
+                // A token of its own, as all streams waiting on one would wait for its lock with every packet.
+                Some(end) => Box::new(Mortal { stream, end: Box::pin(end.child_token().cancelled_owned()) }),
+                None => Box::new(stream),
+            }),
             Some((connector, name)) => Ok(Box::new(connector.connect(name.clone(), stream).await?)),
         }
+    }
+}
+
+/// A stream that breaks when its broker is given up.
+struct Mortal {
+    stream: TcpStream,
+    end: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Mortal {
+    fn is_alive(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        match self.end.as_mut().poll(context) {
+            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the broker was given up")),
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl AsyncRead for Mortal {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.is_alive(context)?;
+        Pin::new(&mut self.stream).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Mortal {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, from)
+    }
+
+    /// Who does not read at the time learns of the end here.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_alive(context)?;
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -8,6 +8,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
+use crate::broker::Standing;
 use crate::session::Context;
 
 /// The routes, for both listeners.
@@ -16,11 +17,11 @@ pub fn routes() -> Router<Arc<Context>> {
 }
 
 async fn ready(State(context): State<Arc<Context>>) -> (StatusCode, Json<Value>) {
-    let broker = if context.broker.reach().is_reachable() { "up" } else { "down" };
+    let broker = context.broker.reach().standing();
     let draining = context.closing.is_cancelled();
-    let (code, status) = match broker == "up" && !draining {
+    let (code, status) = match broker == Standing::Up && !draining {
         true => (StatusCode::OK, "ready"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
     };
-    (code, Json(json!({"status": status, "broker": broker, "draining": draining})))
+    (code, Json(json!({"status": status, "broker": broker.name(), "draining": draining})))
 }

@@ -4,8 +4,12 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::time::timeout;
 
-use crate::support::{Browser, Device, Gateway, eventually};
+use crate::support::{Browser, Device, Gateway, PATIENCE, eventually};
 
 /// On a port of its own, and the port.
 async fn alone() -> (Gateway, u16) {
@@ -183,18 +187,198 @@ async fn a_port_that_is_taken_is_replaced_and_told() {
     assert_eq!(browser.next_delivery().await.1, "found");
 }
 
+/// What stops rumqttd for good (`tests/embedded_limits.rs`), from a plain client on this machine, which nobody holds back.
+#[derive(Clone, Copy)]
+enum Killer {
+    /// A topic that starts with a non-ASCII character.
+    Topic,
+    /// The same as a will.
+    Will,
+    /// The last lasting member of a group leaves with a delivery unconfirmed.
+    Group,
+    /// A client identifier with a slash comes twice: the listener of that version of MQTT is gone, and the router lives.
+    Slash(&'static str),
+    /// A client says what only brokers say, and comes again.
+    Connack,
+}
+
+impl Killer {
+    async fn strike(self, port: u16) {
+        match self {
+            Killer::Topic => try_publish(port, &["-t", "é", "-m", "K1"]).await,
+            Killer::Will => {
+                let connect = b"\x10\x1a\0\x04MQTT\x05\x06\0\x3c\0\0\x04anna\0\0\x03\xc3\xa9x\0\x01x";
+                Plain::connect(port, connect).await.leave().await;
+            }
+            Killer::Group => {
+                let connect = b"\x10\x15\0\x04MQTT\x05\0\0\x3c\x05\x11\0\0\x0e\x10\0\x03bob";
+                let mut bob = Plain::connect(port, connect).await;
+                bob.ask(b"\x82\x16\0\x01\0\0\x10$share/crew/jobs\x01").await;
+                try_publish(port, &["-t", "jobs", "-m", "K3", "-q", "1"]).await;
+                bob.hear().await;
+                bob.leave().await;
+            }
+            Killer::Slash(version) => {
+                for _ in 0..2 {
+                    try_publish(port, &["-V", version, "-i", "a/b", "-t", "a", "-m", "K4"]).await;
+                }
+            }
+            Killer::Connack => {
+                let connect = b"\x10\x14\0\x04MQTT\x05\x02\0\x3c\0\0\x07odd one";
+                let mut odd = Plain::connect(port, connect).await;
+                odd.stream.write_all(b"\x20\x03\0\0\0").await.expect("written");
+                odd.leave().await;
+                let _ = Plain::dial(port, connect).await;
+            }
+        }
+    }
+}
+
+/// `mosquitto_pub`, which may find nobody.
+async fn try_publish(port: u16, arguments: &[&str]) {
+    let mut command = Command::new("mosquitto_pub");
+    command.args(["-V", "5", "-h", "127.0.0.1", "-p", &port.to_string()]).args(arguments).kill_on_drop(true);
+    let _ = timeout(Duration::from_secs(2), command.output()).await;
+}
+
+/// A client that sends bytes as they are.
+struct Plain {
+    stream: TcpStream,
+}
+
+impl Plain {
+    async fn dial(port: u16, connect: &[u8]) -> Plain {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("the front listens");
+        stream.write_all(connect).await.expect("written");
+        Plain { stream }
+    }
+
+    /// With CONNACK.
+    async fn connect(port: u16, connect: &[u8]) -> Plain {
+        let mut plain = Plain::dial(port, connect).await;
+        plain.hear().await;
+        plain
+    }
+
+    async fn ask(&mut self, packet: &[u8]) {
+        self.stream.write_all(packet).await.expect("written");
+        self.hear().await;
+    }
+
+    async fn hear(&mut self) {
+        let mut packet = [0; 256];
+        let length = timeout(PATIENCE, self.stream.read(&mut packet)).await.expect("in time").expect("readable");
+        assert!(length > 0, "the connection is open");
+    }
+
+    /// Closes without DISCONNECT, and waits until the broker has seen it.
+    async fn leave(mut self) {
+        let _ = self.stream.shutdown().await;
+        let _ = timeout(PATIENCE, self.stream.read_to_end(&mut Vec::new())).await;
+    }
+}
+
+async fn is_back(browser: &mut Browser) {
+    assert_eq!(browser.expect("broker").await, json!({"type": "broker", "status": "down"}));
+    let up = browser.expect("broker").await;
+    assert_eq!(up, json!({"type": "broker", "status": "up", "sessionPresent": false}));
+}
+
+/// The broker dies and is started anew; sessions and devices go on.
+async fn is_survived(killer: Killer) {
+    let (gateway, port) = alone().await;
+    assert_eq!(gateway.metric("tidegate_embedded_broker_restarts_total").await, 0.0);
+    let mut anna = gateway.browser().await;
+    anna.subscribe("attic/#").await;
+    let mut ben = named(&gateway, json!({"clientId": "ben", "clean": false})).await;
+    ben.subscribe_with(json!({"topic": "attic/#", "qos": 1})).await;
+    let will = json!({"topic": "attic/clara", "payload": "gone", "qos": 2});
+    let mut clara = named(&gateway, json!({"clientId": "clara", "will": will})).await;
+    clara.subscribe_with(json!({"topic": "attic/#", "qos": 2})).await;
+    killer.strike(port).await;
+    for browser in [&mut anna, &mut ben, &mut clara] {
+        is_back(browser).await;
+    }
+    assert_eq!(gateway.metric("tidegate_embedded_broker_restarts_total").await, 1.0);
+    eventually("it is ready", async || gateway.get(&gateway.admin, "/readyz").await.0 == 200).await;
+    assert!(gateway.log().contains("the embedded broker has died"));
+    for version in ["5", "311"] {
+        Device::publish(port, &["-V", version, "-t", "attic/temp", "-m", version, "-q", "2"]).await;
+        for browser in [&mut anna, &mut ben, &mut clara] {
+            assert_eq!(browser.next_delivery().await, ("attic/temp".to_owned(), version.to_owned()));
+        }
+    }
+    clara.vanish();
+    assert_eq!(anna.next_delivery().await, ("attic/clara".to_owned(), "gone".to_owned()));
+    ben.expect("mqtt").await;
+    ben.publish("cellar", "on", 2).await;
+    ben.leave().await;
+    lives(&gateway).await;
+}
+
 #[tokio::test]
-async fn a_router_that_died_shows_in_readyz() {
+async fn a_topic_that_kills_the_router_is_survived() {
+    is_survived(Killer::Topic).await;
+}
+
+#[tokio::test]
+async fn a_will_that_kills_the_router_is_survived() {
+    is_survived(Killer::Will).await;
+}
+
+#[tokio::test]
+async fn a_group_that_kills_the_router_is_survived() {
+    is_survived(Killer::Group).await;
+}
+
+#[tokio::test]
+async fn a_client_identifier_that_kills_a_listener_is_survived() {
+    for version in ["5", "311"] {
+        is_survived(Killer::Slash(version)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_packet_that_kills_a_listener_is_survived() {
+    is_survived(Killer::Connack).await;
+}
+
+#[tokio::test]
+async fn what_waits_while_the_broker_is_started_anew_is_answered_and_all_of_that_is_told() {
     let (gateway, port) = alone().await;
     let mut browser = gateway.browser().await;
-    browser.subscribe("#").await;
-    // A plain MQTT client on this machine is not held back.
-    let stab = tokio::process::Command::new("mosquitto_pub")
-        .args(["-h", "127.0.0.1", "-p", &port.to_string(), "-t", "é", "-m", "K1"])
-        .output();
-    let _ = tokio::time::timeout(Duration::from_secs(5), stab).await;
-    eventually("readyz tells", async || gateway.get(&gateway.admin, "/readyz").await.0 == 503).await;
-    assert_eq!(gateway.metric("tidegate_broker_reachable").await, 0.0);
+    browser.subscribe_with(json!({"topic": "attic/#", "qos": 2})).await;
+    Device::publish(port, &["-t", "attic/stored", "-m", "old", "-r"]).await;
+    assert_eq!(browser.next_delivery().await.1, "old");
+    for death in 1..=2 {
+        Killer::Topic.strike(port).await;
+        assert_eq!(browser.expect("broker").await["status"], "down");
+        for qos in [1, 2] {
+            let msgid = format!("{death} {qos}");
+            browser
+                .send(json!({"type": "publish", "topic": "attic/1", "payload": "x", "qos": qos, "msgid": msgid}))
+                .await;
+        }
+        if death == 2 {
+            // The first restart came at once; this one waits for a second.
+            let told = async || gateway.get(&gateway.address, "/readyz").await;
+            eventually("readyz tells", async || told().await.1.contains(r#""broker":"restarting""#)).await;
+            assert_eq!(gateway.metric("tidegate_broker_reachable").await, 0.0);
+        }
+        let mut frames = Vec::new();
+        for _ in 0..5 {
+            frames.push(browser.next().await);
+        }
+        let count = |kind: &str| frames.iter().filter(|frame| frame["type"] == kind).count();
+        assert_eq!((count("ack"), count("mqtt")), (2, 2), "{frames:?}");
+        assert!(frames.contains(&json!({"type": "broker", "status": "up", "sessionPresent": false})), "{frames:?}");
+        assert_eq!(gateway.metric("tidegate_embedded_broker_restarts_total").await, f64::from(death));
+    }
+    eventually("it is reachable", async || gateway.metric("tidegate_broker_reachable").await == 1.0).await;
+    let mut late = gateway.browser().await;
+    late.subscribe("attic/stored").await;
+    late.send(json!({"type": "publish", "topic": "attic/stored", "payload": "new"})).await;
+    assert_eq!(late.next_delivery().await.1, "new", "what was stored is lost");
 }
 
 #[tokio::test]
