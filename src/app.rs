@@ -7,22 +7,34 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::time::timeout;
+use tokio::task::JoinHandle;
+use tokio::time::{Duration, Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::broker::{self, Broker};
-use crate::config::Config;
+use crate::config::{Change, Config, ConfigError};
+use crate::log::Log;
 use crate::session::{Context, Roster, Settings};
-use crate::{http, metrics, shutdown};
+use crate::shutdown::Drain;
+use crate::{http, metrics, systemd};
+
+/// How long a service manager waits for the broker before it is told that the gateway serves.
+const BROKER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long operators may take to have their last answers, once all else is over.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// The running gateway.
 pub struct App {
     listen: SocketAddr,
     admin_listen: SocketAddr,
     context: Arc<Context>,
-    shutdown: shutdown::Config,
+    config: Config,
+    log: Log,
+    /// Operators look on while the gateway drains.
+    admin: JoinHandle<()>,
+    over: CancellationToken,
 }
 
 /// The gateway can't start; the message names the setting.
@@ -39,54 +51,123 @@ pub enum StartError {
 
 impl App {
     /// Starts everything; on the way back, browsers can connect.
-    pub async fn start(config: Config, page: PrometheusHandle) -> Result<App, StartError> {
+    pub async fn start(config: Config, log: Log, page: PrometheusHandle) -> Result<App, StartError> {
         let tasks = TaskTracker::new();
-        let closing = CancellationToken::new();
+        let drain = Drain::default();
+        let closing = drain.begun().clone();
+        let over = CancellationToken::new();
         let listener = http::listen("http.listen", config.http.listen).await?;
         let admin_listener = http::listen("http.admin_listen", config.http.admin_listen).await?;
         let broker_timeout = config.broker.request_timeout;
-        let broker = Broker::start(config.broker, tasks.clone(), closing.clone())?;
+        let broker = Broker::start(config.broker.clone(), tasks.clone(), closing.clone())?;
         let context = Arc::new(Context {
-            settings: ArcSwap::from_pointee(Settings {
-                session: config.session,
-                wire: config.wire,
-                delivery: config.delivery,
-            }),
+            settings: ArcSwap::from_pointee(settings(&config)),
             broker_timeout,
             broker,
             roster: Roster::default(),
             tasks,
             closing,
+            drain,
         });
-        let app = App {
-            listen: listener.address()?,
-            admin_listen: admin_listener.address()?,
-            context: context.clone(),
-            shutdown: config.shutdown,
-        };
+        let (listen, admin_listen) = (listener.address()?, admin_listener.address()?);
         let closing = &context.closing;
         context.tasks.spawn(closing.clone().run_until_cancelled_owned(metrics::upkeep(page.clone())));
-        app.serve(http::serve(listener, context.clone(), closing.clone()));
-        app.serve(http::serve_admin(admin_listener, context.clone(), page, closing.clone()));
-        Ok(app)
+        context.tasks.spawn(serve(http::serve(listener, context.clone(), closing.clone())));
+        let admin = tokio::spawn(serve(http::serve_admin(admin_listener, context.clone(), page, over.clone())));
+        tokio::spawn(systemd::watchdog());
+        Ok(App { listen, admin_listen, context, config, log, admin, over })
     }
 
-    fn serve(&self, serving: impl Future<Output = io::Result<()>> + Send + 'static) {
-        self.context.tasks.spawn(async {
-            if let Err(error) = serving.await {
-                error!(%error, "a listener has failed");
-            }
-        });
+    /// Tells the service manager that the gateway serves: when the broker was reached, or a moment later without it.
+    pub async fn tell_ready(&self) {
+        let until = Instant::now() + BROKER_PATIENCE;
+        while !self.is_broker_reached() && Instant::now() < until {
+            sleep(BROKER_PATIENCE / 100).await;
+        }
+        systemd::ready(&self.status());
     }
 
-    /// Stops: no new connections, a `bye` to the open ones, the last requests, and the broker's goodbye.
+    fn is_broker_reached(&self) -> bool {
+        self.context.broker.reach().is_reachable()
+    }
+
+    fn status(&self) -> String {
+        let broker = if self.is_broker_reached() { "is reached" } else { "cannot be reached" };
+        format!("Serving browsers on {}; the broker {broker}", self.listen)
+    }
+
+    /// Puts in force what can be of a configuration that was read again, and says of each setting that changed what becomes of it.
+    /// One that could not be read changes nothing.
+    pub fn reload(&mut self, read: Result<Config, ConfigError>) {
+        systemd::reloading();
+        let is_applied = read.is_ok();
+        match read {
+            Ok(new) => self.replace(new),
+            Err(error) => error!(%error, "the configuration can't be read again: the old one stays in force"),
+        }
+        metrics::configuration_reloaded(is_applied);
+        systemd::ready(&self.status());
+    }
+
+    fn replace(&mut self, new: Config) {
+        let (next, changes) = self.config.replaced_by(new);
+        // The lines are written at the more talkative of the two levels.
+        let is_louder = next.log.level.tells_more_than(&self.config.log.level);
+        if is_louder {
+            self.log.set_level(&next.log.level);
+        }
+        changes.iter().for_each(tell);
+        let needing_restart = changes.iter().filter(|change| change.needs_restart).count();
+        info!(changed = changes.len(), needing_restart, "the configuration was read again");
+        if !is_louder {
+            self.log.set_level(&next.log.level);
+        }
+        self.context.settings.store(Arc::new(settings(&next)));
+        self.config = next;
+    }
+
+    /// Waits until an operator asks for the end.
+    pub async fn told_to_stop(&self) {
+        self.context.drain.announced().await;
+    }
+
+    /// Stops. First the gateway is not ready and serves all the same, where a notice is wanted; then no new connections, what waits
+    /// for browsers, a `bye` to each, the last requests, and a goodbye to the broker.
     pub async fn stop(self) {
+        let Context { drain, tasks, .. } = &*self.context;
+        drain.announce();
+        systemd::stopping("Draining");
+        if let Some(notice) = self.config.shutdown.notice {
+            info!(?notice, "not ready any more, and serving until the notice is over");
+            sleep(notice).await;
+        }
         info!("stopping");
-        self.context.closing.cancel();
-        self.context.tasks.close();
-        if timeout(self.shutdown.deadline, self.context.tasks.wait()).await.is_err() {
+        let plan = drain.begin(&self.config.shutdown);
+        tasks.close();
+        if timeout_at(plan.over, tasks.wait()).await.is_err() {
             warn!("the deadline has passed (shutdown.deadline): what was left is cut off");
         }
+        self.over.cancel();
+        let _ = timeout(LAST_LOOK, self.admin).await;
+    }
+}
+
+async fn serve(serving: impl Future<Output = io::Result<()>>) {
+    if let Err(error) = serving.await {
+        error!(%error, "a listener has failed");
+    }
+}
+
+/// What sessions read of the configuration.
+fn settings(config: &Config) -> Settings {
+    Settings { session: config.session.clone(), wire: config.wire.clone(), delivery: config.delivery.clone() }
+}
+
+fn tell(change: &Change) {
+    let Change { setting, from, to, needs_restart } = change;
+    match needs_restart {
+        false => info!(setting, from, to, "changed and in force, for sessions from now on"),
+        true => warn!(setting, from, to, "changed, but needs a restart"),
     }
 }
 

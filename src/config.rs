@@ -4,6 +4,7 @@
 //! ends in `_file` names a file, which must be readable. Where there is also a setting of that name without `_file`,
 //! this one is a secret: given in one form or the other, read at the start, and never shown.
 
+mod changes;
 mod environment;
 mod file;
 mod flags;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use toml::{Table, Value};
 
+pub use self::changes::Change;
 pub use self::environment::environment;
 pub use self::flags::Flags;
 use crate::{broker, delivery, http, log, session, shutdown, wire};

@@ -21,5 +21,6 @@ pub mod metrics;
 pub mod mqtt;
 pub mod session;
 pub mod shutdown;
+pub mod systemd;
 pub mod units;
 pub mod wire;

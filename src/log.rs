@@ -4,7 +4,9 @@ use std::io::{self, IsTerminal};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 /// The `[log]` section.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -32,15 +34,25 @@ pub enum Format {
 #[serde(try_from = "String", into = "String")]
 pub struct Level(String);
 
+/// The log of this process, whose level can change.
+pub struct Log(reload::Handle<EnvFilter, Registry>);
+
 /// Starts logging for the whole process. Called once, before anything is logged.
-pub fn init(config: &Config) {
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(config.level.filter())
-        .with_writer(io::stderr)
-        .with_ansi(has_colours());
+pub fn init(config: &Config) -> Log {
+    let (filter, handle) = reload::Layer::new(config.level.filter());
+    let lines = fmt::layer().with_writer(io::stderr).with_ansi(has_colours());
+    let log = tracing_subscriber::registry().with(filter);
     match config.format {
-        Format::Text => lines.init(),
-        Format::Json => lines.json().flatten_event(true).with_current_span(false).init(),
+        Format::Text => log.with(lines).init(),
+        Format::Json => log.with(lines.json().flatten_event(true).with_current_span(false)).init(),
+    }
+    Log(handle)
+}
+
+impl Log {
+    /// Lines are judged by this level from now on.
+    pub fn set_level(&self, level: &Level) {
+        self.0.reload(level.filter()).expect("the log lasts as long as the process");
     }
 }
 
@@ -50,6 +62,11 @@ fn has_colours() -> bool {
 }
 
 impl Level {
+    /// Some line is worth less than `other` asks for.
+    pub fn tells_more_than(&self, other: &Level) -> bool {
+        self.filter().max_level_hint() > other.filter().max_level_hint()
+    }
+
     fn filter(&self) -> EnvFilter {
         // rumqttd tells every connection and its filters; whoever wants that asks for it by name.
         let level = if self.0.contains("rumqttd") { self.0.clone() } else { format!("{},rumqttd=off", self.0) };

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tidegate::app::App;
 use tidegate::cli::{Cli, Command};
-use tidegate::config::{Config, TEMPLATE, environment};
+use tidegate::config::{Config, Flags, TEMPLATE, environment};
 use tidegate::{log, metrics};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -27,27 +27,33 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Some(Command::CheckConfig) => print(&format!("{config}\nok\n")),
-        Some(Command::DefaultConfig) | None => run(config),
+        Some(Command::DefaultConfig) | None => run(config, &cli.flags),
     }
 }
 
 #[tokio::main]
-async fn run(config: Config) -> ExitCode {
-    log::init(&config.log);
+async fn run(config: Config, flags: &Flags) -> ExitCode {
+    let log = log::init(&config.log);
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing has chosen a provider before");
     let page = metrics::install().expect("nothing has installed a recorder before");
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return fail(&"the signals SIGTERM and SIGINT can't be listened to", 1);
+    let signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = signals else {
+        return fail(&"the signals SIGTERM, SIGINT and SIGHUP can't be listened to", 1);
     };
-    let app = match App::start(config, page).await {
+    let mut app = match App::start(config, log, page).await {
         Ok(app) => app,
         Err(error) => return fail(&error, 1),
     };
     print(&app.to_string());
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let mut is_told = false;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = app.told_to_stop() => break,
+            _ = hangup.recv() => app.reload(Config::load(flags, environment())),
+            () = app.tell_ready(), if !is_told => is_told = true,
+        }
     }
     tokio::select! {
         () = app.stop() => ExitCode::SUCCESS,

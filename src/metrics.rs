@@ -141,6 +141,12 @@ pub fn embedded_restarted() {
     METRICS.embedded_restarts.increment(1);
 }
 
+/// The configuration was read again, and put in force or turned down.
+pub fn configuration_reloaded(applied: bool) {
+    let result = if applied { "applied" } else { "refused" };
+    counter!("tidegate_configuration_reloads_total", "result" => result).increment(1);
+}
+
 /// Whether the broker can be reached.
 pub fn broker_reachable(reachable: bool) {
     METRICS.reachable.set(if reachable { 1.0 } else { 0.0 });
@@ -200,6 +206,9 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         Code::NotAuthorized,
     ] {
         counter!("tidegate_refusals_total", "code" => code.name()).increment(0);
+    }
+    for result in ["applied", "refused"] {
+        counter!("tidegate_configuration_reloads_total", "result" => result).increment(0);
     }
     Metrics {
         sessions_open: gauge!("tidegate_sessions_open"),
@@ -269,6 +278,10 @@ fn describe() {
     describe_counter!(
         "tidegate_embedded_broker_restarts_total",
         "Times that the embedded broker had died and was started anew, without what it stored."
+    );
+    describe_counter!(
+        "tidegate_configuration_reloads_total",
+        "Signals to read the configuration again, by result: applied or refused."
     );
     describe_gauge!("tidegate_broker_reachable", "Whether the broker can be reached: 1 or 0.");
 }

@@ -109,6 +109,27 @@ impl Visitor<'_> for Address {
     }
 }
 
+/// [`seconds`] that need not be given.
+pub mod some_seconds {
+    use std::time::Duration;
+
+    use super::*;
+    use serde::Serializer;
+
+    /// Reads what is written as [`seconds`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        seconds::deserialize(from).map(Some)
+    }
+
+    /// Writes nothing for nothing.
+    pub fn serialize<S: Serializer>(duration: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => seconds::serialize(duration, to),
+            None => to.serialize_none(),
+        }
+    }
+}
+
 /// Text that is never shown: not in an error, not in a log, not by `check-config`.
 pub mod secret {
     use super::*;

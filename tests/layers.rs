@@ -14,7 +14,7 @@ const FLOORS: [&[&str]; 13] = [
     &["session", "tunnel"],
     &["devices"],
     &["broker"],
-    &["metrics", "audit", "log", "shutdown"],
+    &["metrics", "audit", "log", "shutdown", "systemd"],
     &["access", "delivery"],
     &["wire"],
     &["mqtt"],

@@ -171,7 +171,8 @@ fn full() -> Config {
         receive_maximum: default.receive_maximum,
         max_waiting: default.max_waiting,
     };
-    Config { broker, ..Config::default() }
+    let shutdown = shutdown::Config { notice: Some(Duration::from_secs(1)), ..shutdown::Config::default() };
+    Config { broker, shutdown, ..Config::default() }
 }
 
 #[test]
@@ -197,4 +198,65 @@ fn the_template_leaves_every_setting_to_whoever_takes_it_up() {
     let untouched: Table = TEMPLATE.parse().unwrap();
     assert_eq!(keys(&untouched), []);
     assert_eq!(untouched.len(), EVERY_SETTING.len());
+}
+
+fn house_of(settings: &str) -> Config {
+    House::new(settings).load(Flags::default(), &[]).unwrap()
+}
+
+#[test]
+fn a_configuration_read_again_replaces_what_new_sessions_read_and_names_what_needs_a_restart() {
+    let old = house_of("[log]\nlevel = \"info\"\n[wire]\nmax_frame = 5");
+    let new = house_of(
+        "[http]\nlisten = \"127.0.0.1:1\"\n[broker]\nusername = \"ann\"\n[session]\nmax_subscriptions = 3\n\
+         [delivery]\nmax_queued = 4\n[wire]\nmax_frame = 5\n[log]\nlevel = \"warn\"\nformat = \"json\"\n\
+         [shutdown]\ndeadline = 6",
+    );
+    let (next, changes) = old.replaced_by(new.clone());
+    let told: Vec<_> = changes
+        .iter()
+        .map(|Change { setting, from, to, needs_restart }| {
+            format!("{setting}: {from} -> {to}{}", if *needs_restart { ", restart" } else { "" })
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "http.listen: \"127.0.0.1:8080\" -> \"127.0.0.1:1\", restart",
+            "broker.username:  -> \"ann\", restart",
+            "session.max_subscriptions: 1000 -> 3",
+            "delivery.max_queued: 1000 -> 4",
+            "log.format: \"text\" -> \"json\", restart",
+            "log.level: \"info\" -> \"warn\"",
+            "shutdown.deadline: 10 -> 6",
+        ]
+    );
+    assert_eq!((next.session.max_subscriptions.get(), next.delivery.max_queued.get()), (3, 4));
+    assert_eq!((next.http.listen.port(), next.log.format), (8080, log::Format::Text));
+    // What needs a restart is told again as long as it does.
+    let (_, again) = next.replaced_by(new);
+    assert!(again.len() == 3 && again.iter().all(|change| change.needs_restart), "{again:?}");
+    assert_eq!(next.replaced_by(next.clone()).1, []);
+}
+
+#[test]
+fn a_secret_that_changes_is_told_and_not_shown() {
+    for (section, key, _) in every_setting().filter(|(section, key, _)| is_secret(section, key)) {
+        let with = |secret: &str| {
+            let certificate = "[broker]\nurl = \"mqtts://b\"\nclient_certificate_file = \"certificate\"\n";
+            let other = if key == "client_key" { "" } else { "client_key = \"k\"\n" };
+            let house = House::new(&format!("{certificate}{other}{key} = \"{secret}\"")).with("certificate", "public");
+            house.load(Flags::default(), &[]).unwrap()
+        };
+        let (old, mut new) = (with(SECRET), with("hunter-27182"));
+        new.broker.client_certificate_file.clone_from(&old.broker.client_certificate_file);
+        let (_, changes) = old.replaced_by(new);
+        let change = Change {
+            setting: format!("{section}.{key}"),
+            from: "***".to_owned(),
+            to: "***".to_owned(),
+            needs_restart: true,
+        };
+        assert_eq!(changes, [change]);
+    }
 }

@@ -18,7 +18,7 @@ pub fn routes() -> Router<Arc<Context>> {
 
 async fn ready(State(context): State<Arc<Context>>) -> (StatusCode, Json<Value>) {
     let broker = context.broker.reach().standing();
-    let draining = context.closing.is_cancelled();
+    let draining = context.drain.is_announced();
     let (code, status) = match broker == Standing::Up && !draining {
         true => (StatusCode::OK, "ready"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),

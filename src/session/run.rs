@@ -24,6 +24,7 @@ use crate::broker::{Broker, Command, Event, Link, Opening, Ready};
 use crate::delivery;
 use crate::metrics;
 use crate::mqtt::inflight::Receipt;
+use crate::shutdown::Drain;
 use crate::wire::{self, Auth, Close, Limits, MsgId, Refusal, Reply, TopicResult, json};
 
 /// Bytes of deliveries that are written in one go.
@@ -52,6 +53,8 @@ pub struct Context {
     pub tasks: TaskTracker,
     /// The gateway drains.
     pub closing: CancellationToken,
+    /// How, and by when.
+    pub drain: Drain,
 }
 
 /// What a session goes by from its upgrade to its end, whatever the configuration becomes meanwhile.

@@ -12,6 +12,7 @@ mod http;
 mod outage;
 mod proxy;
 mod real_input;
+mod reload;
 mod resume;
 mod scripted_broker;
 mod second_implementation;

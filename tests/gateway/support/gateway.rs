@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::mosquitto::terminate;
+use super::mosquitto::signal;
 use super::{Browser, Mosquitto, PATIENCE, eventually};
 
 pub struct Gateway {
@@ -37,6 +37,11 @@ impl Gateway {
 
     /// As `start`, but it may not reach its broker.
     pub async fn start_unready(broker: &str, configuration: &str) -> Gateway {
+        Gateway::start_unready_with(broker, configuration, &[]).await
+    }
+
+    /// The same, with these variables in its environment.
+    pub async fn start_unready_with(broker: &str, configuration: &str, variables: &[(&str, &str)]) -> Gateway {
         let folder = TempDir::new().expect("a folder");
         let file = folder.path().join("tidegate.toml");
         std::fs::write(&file, configuration).expect("written");
@@ -44,6 +49,7 @@ impl Gateway {
             .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--broker", broker, "--config"])
             .arg(&file)
             .env_clear()
+            .envs(variables.iter().copied())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(folder.path().join("log")).expect("created"))
             .kill_on_drop(true)
@@ -135,7 +141,28 @@ impl Gateway {
 
     /// SIGTERM.
     pub async fn terminate(&self) {
-        terminate(&self.child).await;
+        self.signal("TERM").await;
+    }
+
+    /// Any signal, by its name.
+    pub async fn signal(&self, name: &str) {
+        signal(&self.child, name).await;
+    }
+
+    /// Writes another configuration file, and asks for it to be read.
+    pub async fn reload(&self, configuration: &str) {
+        std::fs::write(self.file(), configuration).expect("written");
+        self.signal("HUP").await;
+    }
+
+    /// The configuration file.
+    pub fn file(&self) -> std::path::PathBuf {
+        self.folder.path().join("tidegate.toml")
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
     }
 
     /// How the process ends.

@@ -55,7 +55,7 @@ impl Mosquitto {
 
     /// SIGTERM: it writes what it has.
     pub async fn stop(&mut self) {
-        terminate(&self.child).await;
+        signal(&self.child, "TERM").await;
         self.child.wait().await.expect("waited for");
     }
 
@@ -77,9 +77,9 @@ fn run(configuration: &PathBuf) -> Child {
     command.spawn().expect("mosquitto is installed: scripts/test does it")
 }
 
-/// Sends SIGTERM, and nothing but that.
-pub async fn terminate(child: &Child) {
+/// Sends a signal, and waits for nothing.
+pub async fn signal(child: &Child, name: &str) {
     let id = child.id().expect("it runs").to_string();
-    let status = Command::new("kill").args(["-TERM", &id]).status().await.expect("kill is there");
-    assert!(status.success(), "SIGTERM was sent");
+    let status = Command::new("kill").args(["-s", name, &id]).status().await.expect("kill is there");
+    assert!(status.success(), "SIG{name} was sent");
 }
