@@ -1,11 +1,14 @@
-//! The load tool's ledger: what it says of planted faults.
+//! The load tool's judgements: what its ledger says of planted faults, and its trend of planted leaks.
 
 #[path = "../benches/load/ledger.rs"]
 mod ledger;
+#[path = "../benches/load/trend.rs"]
+mod trend;
 
 use ledger::{Entry, Ledger, Stamp, Totals};
 use std::ops::Range;
 use std::time::Duration;
+use trend::Trend;
 
 fn stamp(lane: u32, seq: u32) -> Stamp {
     Stamp { lane, seq, sent: Duration::from_micros(10) }
@@ -57,7 +60,9 @@ fn a_message_of_a_lane_that_was_not_asked_for_is_a_stray() {
 fn only_a_first_copy_is_new() {
     let mut ledger = Ledger::new(0..1, 2);
     let now = Duration::from_micros(25);
+    assert!(!ledger.holds(stamp(0, 1)));
     assert_eq!(ledger.enter(stamp(0, 1), now), Entry::New);
+    assert!(ledger.holds(stamp(0, 1)) && !ledger.holds(stamp(0, 0)) && !ledger.holds(stamp(1, 1)));
     assert_eq!(ledger.enter(stamp(0, 1), now), Entry::Duplicate);
     assert_eq!(ledger.enter(stamp(0, 0), now), Entry::New);
     assert_eq!(ledger.enter(stamp(1, 0), now), Entry::Stray);
@@ -91,4 +96,51 @@ fn totals_add_up_and_percentiles_are_exact() {
     }
     assert_eq!(totals.percentiles([0.5, 0.9, 0.99, 1.0]), [50, 90, 99, 100]);
     assert_eq!(totals.lost(), 100);
+}
+
+/// A figure every five seconds for half an hour, with its grain: a share of it by which it goes up and down.
+fn trend(figure: impl Fn(f64) -> f64, grain: f64) -> Trend {
+    let sample = |index: u32| {
+        // A walk that repeats itself only after the last sample, and favours no direction.
+        let swing = f64::from(index.wrapping_mul(2_654_435_769) >> 16) / 32_768.0 - 1.0;
+        let time = f64::from(index) * 5.0;
+        (time, figure(time) * (1.0 + grain * swing))
+    };
+    Trend::of(&(0..360).map(sample).collect::<Vec<_>>()).expect("samples enough")
+}
+
+#[test]
+fn a_planted_leak_grows_and_what_only_swings_does_not() {
+    let sawtooth = |time: f64| 100.0 + (time % 60.0) / 2.0;
+    let cases: [(&str, Trend, bool); 9] = [
+        ("level", trend(|_| 100.0, 0.0), false),
+        ("level, with grain", trend(|_| 100.0, 0.2), false),
+        ("up and down", trend(sawtooth, 0.02), false),
+        ("within the bound", trend(|time| 100.0 + time / 450.0, 0.02), false),
+        ("falling", trend(|time| 100.0 - time / 20.0, 0.02), false),
+        ("a leak", trend(|time| 100.0 + time / 150.0, 0.02), true),
+        ("a leak under grain", trend(|time| 100.0 + time / 90.0, 0.2), true),
+        ("a leak under swings", trend(|time| sawtooth(time) + time / 90.0, 0.02), true),
+        ("a leak that begins late", trend(|time| 100.0 + (time - 900.0).max(0.0) / 60.0, 0.02), true),
+    ];
+    for (name, trend, grows) in cases {
+        assert_eq!(trend.grows(0.05), grows, "{name}: {trend:?}");
+    }
+}
+
+#[test]
+fn a_trend_is_the_line_through_the_samples() {
+    let line: Vec<_> = (0..10).map(|index| (f64::from(index), 3.0 + 2.0 * f64::from(index))).collect();
+    let trend = Trend::of(&line).expect("samples enough");
+    assert_eq!((trend.level, trend.rise, trend.share()), (12.0, 18.0, 1.5));
+    assert!(trend.noise < 1e-9, "{trend:?}");
+}
+
+#[test]
+fn a_few_samples_make_no_trend() {
+    let level: Vec<_> = (0..10).map(|index| (f64::from(index), 1.0)).collect();
+    assert!(Trend::of(&level).is_some());
+    assert_eq!(Trend::of(&level[..9]), None);
+    assert_eq!(Trend::of(&[(1.0, 1.0); 20]), None, "no time passes");
+    assert_eq!(Trend::of(&[]), None);
 }

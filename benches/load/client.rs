@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 const TEXT: u8 = 1;
+const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
 
@@ -53,11 +54,16 @@ impl Session {
 
     /// Opens a session: up to its `welcome`.
     pub async fn open(gateway: SocketAddr) -> Result<Self> {
+        Ok(Self::open_with(gateway, &json!({"type": "auth"})).await?.0)
+    }
+
+    /// Opens a session with this `auth`; gives its `welcome` too.
+    pub async fn open_with(gateway: SocketAddr, auth: &Value) -> Result<(Self, Value)> {
         let mut session = Self::connect(gateway).await?;
-        session.send(&json!({"type": "auth"})).await?;
+        session.send(auth).await?;
         session.expect("auth_response").await?;
-        session.expect("welcome").await?;
-        Ok(session)
+        let welcome = session.expect("welcome").await?;
+        Ok((session, welcome))
     }
 
     /// Subscribes, and makes sure that the subscription was granted as asked.
@@ -72,14 +78,24 @@ impl Session {
 
     /// The next text frame. Pings are answered on the way; the end of the session is an error.
     pub async fn next(&mut self) -> Result<&[u8]> {
-        while self.frames.advance().await? == PING {
-            self.write.write_all(&masked(PONG, self.frames.current())).await?;
+        loop {
+            match self.frames.advance().await? {
+                PING => self.write.write_all(&masked(PONG, self.frames.current())).await?,
+                CLOSE => return fail(close_reason(self.frames.current())),
+                _ => return Ok(self.frames.current()),
+            }
         }
-        Ok(self.frames.current())
     }
 
-    async fn send(&mut self, frame: &Value) -> Result<()> {
+    pub async fn send(&mut self, frame: &Value) -> Result<()> {
         Ok(self.write.write_all(&masked(TEXT, frame.to_string().as_bytes())).await?)
+    }
+
+    /// Leaves with a Close frame, and waits until the server has answered it.
+    pub async fn close(mut self) -> Result<()> {
+        self.write.write_all(&masked(CLOSE, &1000_u16.to_be_bytes())).await?;
+        while self.frames.advance().await? != CLOSE {}
+        Ok(())
     }
 
     async fn expect(&mut self, kind: &str) -> Result<Value> {
@@ -110,7 +126,7 @@ struct Frames {
 }
 
 impl Frames {
-    /// Goes on to the next text or ping frame and says which it is.
+    /// Goes on to the next text, ping or Close frame and says which it is.
     async fn advance(&mut self) -> Result<u8> {
         loop {
             self.input.advance(std::mem::take(&mut self.taken));
@@ -128,7 +144,7 @@ impl Frames {
             match kind {
                 0x81 => return Ok(TEXT),
                 0x89 => return Ok(PING),
-                0x88 => return fail(close_reason(self.current())),
+                0x88 => return Ok(CLOSE),
                 0x8A => {}
                 other => return fail(format!("a WebSocket frame that starts with {other:#04x}")),
             }
@@ -229,8 +245,9 @@ impl Publisher {
         let Session { mut frames, write } = Session::open(gateway).await?;
         let acks = Acks::count(async move |acks| {
             loop {
-                frames.advance().await?;
+                let kind = frames.advance().await?;
                 match frames.current() {
+                    reason if kind == CLOSE => return fail(close_reason(reason)),
                     frame if holds(frame, br#""type":"ack""#) => acks.add(),
                     frame if holds(frame, br#""type":"error""#) => {
                         return fail(String::from_utf8_lossy(frame).into_owned());

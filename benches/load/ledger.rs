@@ -88,22 +88,30 @@ impl Ledger {
 
     /// Enters a message that arrived `now`, on the clock of its stamp.
     pub fn enter(&mut self, stamp: Stamp, now: Duration) -> Entry {
-        if !self.lanes.contains(&stamp.lane) || stamp.seq >= self.each {
+        let Some(place) = self.place(stamp) else {
             self.totals.stray += 1;
             return Entry::Stray;
-        }
-        let lane = (stamp.lane - self.lanes.start) as usize;
-        let seen = &mut self.seen[lane * self.each as usize + stamp.seq as usize];
-        if *seen {
+        };
+        if std::mem::replace(&mut self.seen[place], true) {
             self.totals.duplicated += 1;
             return Entry::Duplicate;
         }
-        *seen = true;
+        let lane = (stamp.lane - self.lanes.start) as usize;
         self.totals.received += 1;
         self.totals.reordered += u64::from(stamp.seq < self.next[lane]);
         self.next[lane] = self.next[lane].max(stamp.seq + 1);
         self.totals.latencies.push(now.saturating_sub(stamp.sent).as_micros() as u32);
         Entry::New
+    }
+
+    /// Whether a message was entered already.
+    pub fn holds(&self, stamp: Stamp) -> bool {
+        self.place(stamp).is_some_and(|place| self.seen[place])
+    }
+
+    fn place(&self, stamp: Stamp) -> Option<usize> {
+        let is_expected = self.lanes.contains(&stamp.lane) && stamp.seq < self.each;
+        is_expected.then(|| (stamp.lane - self.lanes.start) as usize * self.each as usize + stamp.seq as usize)
     }
 
     /// Closes the book.

@@ -7,6 +7,8 @@ mod options;
 mod process;
 mod report;
 mod scenario;
+mod soak;
+mod trend;
 
 use clap::Parser;
 use options::{Options, Scenario};
@@ -53,10 +55,16 @@ fn main() -> ExitCode {
 async fn attempt(options: &Options) -> Result<Value> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let run = async {
+        match options.scenario {
+            Scenario::Soak => soak::run(options).await,
+            _ => Ok(scenario::run(options).await?.line(options)),
+        }
+    };
     tokio::select! {
-        report = scenario::run(options) => Ok(report?.line(options)),
-        () = tokio::time::sleep(Duration::from_secs(options.timeout)) => {
-            fail(format!("not done after {} seconds", options.timeout))
+        line = run => line,
+        () = tokio::time::sleep(Duration::from_secs(options.timeout())) => {
+            fail(format!("not done after {} seconds", options.timeout()))
         }
         _ = terminate.recv() => fail("terminated"),
         _ = interrupt.recv() => fail("interrupted"),

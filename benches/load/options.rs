@@ -15,7 +15,7 @@ pub struct Options {
     #[arg(value_enum, default_value_t = Scenario::FanOut)]
     pub scenario: Scenario,
 
-    /// WebSocket sessions [default: fan-out and unicast 1000, ingest 100, idle 5000]
+    /// WebSocket sessions [default: fan-out and unicast 1000, ingest 100, idle 5000, soak 2000]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     sessions: Option<u32>,
 
@@ -24,7 +24,7 @@ pub struct Options {
     messages: Option<u32>,
 
     /// Messages a second that are published, over all topics; 0: as fast as 64 unfinished messages
-    /// allow, or 16 unacknowledged ones a publisher [default: fan-out 20, others 1000]
+    /// allow, or 16 unacknowledged ones a publisher [default: fan-out and soak 20, others 1000]
     #[arg(long, value_parser = rate)]
     rate: Option<f64>,
 
@@ -68,9 +68,17 @@ pub struct Options {
     #[arg(long, value_name = "PID")]
     pub broker_pid: Option<u32>,
 
-    /// Seconds after which the run is given up
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    pub timeout: u64,
+    /// Seconds after which the run is given up [default: 300, and as long as a soak takes]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    timeout: Option<u64>,
+
+    /// Soak only: how long it lasts
+    #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub seconds: u32,
+
+    /// Soak only: fails if memory or descriptors grow by more than this share over its last three quarters
+    #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
+    pub max_rise: f64,
 
     /// Fails if a session takes more bytes of the gateway's resident memory than this
     #[arg(long, value_name = "BYTES")]
@@ -95,6 +103,8 @@ pub enum Scenario {
     Ingest,
     /// The sessions stay quiet while memory is measured; then one message shows that all live.
     Idle,
+    /// Sessions come and go for a long time, while memory and descriptors must not grow.
+    Soak,
     /// The yardstick itself; the tool starts it as a child.
     #[value(hide = true)]
     Bare,
@@ -149,6 +159,7 @@ impl Options {
             Scenario::FanOut | Scenario::Unicast | Scenario::Bare => 1000,
             Scenario::Ingest => 100,
             Scenario::Idle => 5000,
+            Scenario::Soak => 2000,
         })
     }
 
@@ -157,14 +168,20 @@ impl Options {
             Scenario::FanOut => 400,
             Scenario::Unicast => 20,
             Scenario::Ingest => 200,
-            Scenario::Idle | Scenario::Bare => 1,
+            Scenario::Idle | Scenario::Soak | Scenario::Bare => 1,
         })
     }
 
     /// Messages a second; `None`: saturated.
     pub fn rate(&self) -> Option<f64> {
-        let default = if self.scenario == Scenario::FanOut { 20.0 } else { 1000.0 };
+        let default = if matches!(self.scenario, Scenario::FanOut | Scenario::Soak) { 20.0 } else { 1000.0 };
         Some(self.rate.unwrap_or(default)).filter(|&rate| rate > 0.0)
+    }
+
+    /// Seconds after which the run is given up.
+    pub fn timeout(&self) -> u64 {
+        let soaking = if self.scenario == Scenario::Soak { u64::from(self.seconds) } else { 0 };
+        self.timeout.unwrap_or(300 + soaking)
     }
 }
 
@@ -204,6 +221,19 @@ The JSON line:
   bare                  {cpu_seconds, cpu_seconds_a_million, seconds, latency_us}, with --floor
   ratio                 the gateway's cpu_seconds_a_million over the bare program's, with --floor
   failures              sentences; empty if the run passed
+
+A soak's line has, beside expected to stray, acks and failures:
+  opened, resumed, closed, cut
+                        sessions that were opened, those of them that were kept from an earlier
+                        connection, and how they were left
+  redelivered           deliveries that came once more over a new connection, and said so
+  dropped               deliveries that slow readers were told they will not get
+  latency_us            {p50, p99, max}
+  samples               that the trends are made of
+  rss, descriptors      of the gateway: idle, before the first session; trend, {level, rise, noise}:
+                        the mean, how much higher the fitted line ends than it begins, and how much
+                        of that may be chance; left, descriptors when all sessions have left
+  left                  the gauges that must be 0 by then
 
 Exit status: 0, passed; 1, failed: a fault, a bound that was passed, or a run that could not be made
 (the line then has scenario and failures only); 2, wrong usage. A saturated run at qos 0 may lose

@@ -3,6 +3,7 @@
 use crate::options::{Broker, Options};
 use crate::{Result, fail};
 use std::fs;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -20,6 +21,8 @@ pub struct House {
     /// `None`: the broker runs inside the gateway, or is not ours to measure.
     broker: Option<Program>,
     pub gateway_address: SocketAddr,
+    /// Where its metrics are; `None`: the gateway is not ours.
+    admin_address: Option<SocketAddr>,
     pub broker_address: Option<SocketAddr>,
     _directory: TempDir,
 }
@@ -42,25 +45,41 @@ impl House {
             }
             Broker::At(address) => (Some(address), format!("mqtt://{address}")),
         };
-        let (gateway, gateway_address) = match options.at {
-            Some(address) => (Program { child: None, pid: options.gateway_pid }, address),
+        let (gateway, gateway_address, admin_address) = match options.at {
+            Some(address) => (Program { child: None, pid: options.gateway_pid }, address, None),
             None => {
-                let address = free_address()?;
+                let (address, admin_address) = (free_address()?, free_address()?);
                 let mut command = Command::new(&options.gateway);
                 command.args(["--listen", &address.to_string()]);
-                command.args(["--admin-listen", &free_address()?.to_string()]);
+                command.args(["--admin-listen", &admin_address.to_string()]);
                 command.args(["--broker", &url]);
                 let log = directory.path().join("gateway.log");
                 let mut gateway = Program::start(command, &log)?;
                 gateway.until(&log, || is_ready(address)).await?;
-                (gateway, address)
+                (gateway, address, Some(admin_address))
             }
         };
-        Ok(Self { gateway, broker, gateway_address, broker_address, _directory: directory })
+        Ok(Self { gateway, broker, gateway_address, admin_address, broker_address, _directory: directory })
     }
 
     pub fn programs(&self) -> [Option<&Program>; 2] {
         [Some(&self.gateway), self.broker.as_ref()]
+    }
+
+    /// The gateway's page of metrics.
+    pub async fn metrics(&self) -> Result<String> {
+        match self.admin_address {
+            Some(address) => Ok(get(address, "/metrics").await?),
+            None => fail("the metrics of a gateway that runs already are not known"),
+        }
+    }
+
+    /// Resident bytes and open descriptors of the gateway.
+    pub fn held(&self) -> Result<(u64, u64)> {
+        let (Some(pid), Some(usage)) = (self.gateway.pid, self.gateway.usage()?) else {
+            return fail("the gateway's process is not known");
+        };
+        Ok((usage.rss, fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64))
     }
 
     /// Of the gateway and of the broker, where known.
@@ -198,15 +217,18 @@ async fn mosquitto(address: SocketAddr, directory: &Path) -> Result<Program> {
 }
 
 async fn is_ready(gateway: SocketAddr) -> bool {
-    let ask = async {
-        let mut stream = TcpStream::connect(gateway).await?;
-        let request = format!("GET /readyz HTTP/1.1\r\nHost: {gateway}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut status = [0; 13];
-        stream.read_exact(&mut status).await?;
-        Ok::<_, std::io::Error>(&status == b"HTTP/1.1 200 ")
-    };
-    tokio::time::timeout(Duration::from_secs(2), ask).await.is_ok_and(|answer| answer.unwrap_or(false))
+    let answer = tokio::time::timeout(Duration::from_secs(2), get(gateway, "/readyz")).await;
+    answer.is_ok_and(|answer| answer.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 ")))
+}
+
+/// The answer to a GET, its head included.
+async fn get(server: SocketAddr, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(server).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
 }
 
 fn free_address() -> Result<SocketAddr> {
