@@ -181,3 +181,7 @@ impl fmt::Display for App {
         writeln!(f, "  metrics    http://{admin_listen}/metrics")
     }
 }
+
+#[cfg(test)]
+#[path = "app/autobahn_tests.rs"]
+mod autobahn;

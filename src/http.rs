@@ -24,11 +24,10 @@ use crate::session::Context;
 
 /// Serves browsers until `closing`.
 pub async fn serve(listener: Listener, context: Arc<Context>, closing: CancellationToken) -> io::Result<()> {
-    let router = Router::new()
-        .route("/ws", any(ws::upgrade))
-        .merge(console::routes())
-        .merge(health::routes())
-        .with_state(context);
+    let router = Router::new().route("/ws", any(ws::upgrade)).merge(console::routes()).merge(health::routes());
+    #[cfg(test)]
+    let router = router.route("/echo", any(ws::echo));
+    let router = router.with_state(context);
     serve_router(listener, router, closing).await
 }
 

@@ -15,8 +15,8 @@ use tungstenite::error::{CapacityError, Error as WsError};
 
 use super::listener::Peer;
 use crate::session::{self, Context, Inbound, Outbound, Socket};
-use crate::wire::Close;
 use crate::wire::negotiate::negotiate;
+use crate::wire::{self, Close};
 
 /// Small, so that an idle session is; a larger frame makes them grow.
 const READ_BUFFER: usize = 2048;
@@ -39,18 +39,40 @@ pub async fn upgrade(
     }
     let has_credential = agreed.has_bearer || headers.get(header::AUTHORIZATION).is_some_and(is_bearer);
     let settings = context.settings.load_full();
-    let max_frame = settings.wire.max_frame.get();
+    fitted(upgrade, agreed.subprotocol, &settings.wire).on_upgrade(move |socket| {
+        let tasks = context.tasks.clone();
+        let socket = AxumSocket { socket, written: peer.written };
+        tasks.track_future(session::run(socket, context, settings, has_credential))
+    })
+}
+
+/// With our subprotocol, buffers and limits.
+fn fitted(upgrade: WebSocketUpgrade, subprotocol: Option<&'static str>, limits: &wire::Config) -> WebSocketUpgrade {
+    let max_frame = limits.max_frame.get();
     upgrade
-        .protocols(agreed.subprotocol)
+        .protocols(subprotocol)
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
         .max_message_size(max_frame)
         .max_frame_size(max_frame)
-        .on_upgrade(move |socket| {
-            let tasks = context.tasks.clone();
-            let socket = AxumSocket { socket, written: peer.written };
-            tasks.track_future(session::run(socket, context, settings, has_credential))
-        })
+}
+
+/// Sends every message back: the WebSocket without a session, for what judges WebSockets by themselves. Only tests have it.
+#[cfg(test)]
+pub async fn echo(State(context): State<Arc<Context>>, upgrade: WebSocketUpgrade) -> Response {
+    let settings = context.settings.load_full();
+    fitted(upgrade, None, &settings.wire).on_upgrade(async |mut socket| {
+        while let Some(read) = socket.recv().await {
+            let answer = match read {
+                Ok(message @ (Message::Text(_) | Message::Binary(_))) => message,
+                Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_)) => continue,
+                Err(error) => close_message(close_of(error)),
+            };
+            if socket.send(answer).await.is_err() {
+                return;
+            }
+        }
+    })
 }
 
 fn is_bearer(value: &axum::http::HeaderValue) -> bool {
@@ -106,9 +128,7 @@ impl Sink<Outbound> for AxumSocket {
         let message = match frame {
             Outbound::Text(text) => Message::Text(text.into()),
             Outbound::Ping => Message::Ping(Bytes::new()),
-            Outbound::Close(close) => {
-                Message::Close(Some(CloseFrame { code: close.code(), reason: close.reason().into() }))
-            }
+            Outbound::Close(close) => close_message(close),
         };
         Pin::new(&mut self.socket).start_send(message).map_err(close_of)
     }
@@ -120,6 +140,10 @@ impl Sink<Outbound> for AxumSocket {
     fn poll_close(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Result<(), Close>> {
         Pin::new(&mut self.socket).poll_close(context).map_err(close_of)
     }
+}
+
+fn close_message(close: Close) -> Message {
+    Message::Close(Some(CloseFrame { code: close.code(), reason: close.reason().into() }))
 }
 
 /// What a WebSocket error means for the session.

@@ -41,6 +41,7 @@ async fn each_listener_serves_what_is_its_own() {
     let cases = [
         (&house.address, "/metrics", 404),
         (&house.address, "/mqtt", 404),
+        (&house.address, "/echo", 404),
         (&house.address, "/nothing", 404),
         (&house.address, "/healthz", 200),
         (&house.address, "/readyz", 200),
