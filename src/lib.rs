@@ -10,6 +10,7 @@
 //!
 //! Imports point down only; `tests/layers.rs` holds the list, and ARCHITECTURE.md says why.
 
+pub mod access;
 pub mod app;
 pub mod broker;
 pub mod cli;

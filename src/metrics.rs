@@ -194,7 +194,7 @@ impl Direction {
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     // What may alert is there from the start: a counter that is born at 1 has not increased.
-    for close in ["1000", "1001", "1006", "1009", "1011", "4001", "4008", "4009", "4400", "4403", "4503"] {
+    for close in ["1000", "1001", "1006", "1009", "1011", "4001", "4008", "4009", "4400", "4403", "4429", "4503"] {
         counter!("tidegate_sessions_closed_total", "code" => close).increment(0);
     }
     for code in [
@@ -204,6 +204,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         Code::BrokerRejected,
         Code::Timeout,
         Code::NotAuthorized,
+        Code::RateLimited,
     ] {
         counter!("tidegate_refusals_total", "code" => code.name()).increment(0);
     }

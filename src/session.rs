@@ -2,6 +2,7 @@
 
 mod config;
 mod greeting;
+mod rates;
 pub mod roster;
 pub mod run;
 pub mod socket;

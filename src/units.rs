@@ -68,6 +68,15 @@ where
     from.deserialize_any(Count(PhantomData))
 }
 
+/// Reads a [`count`] of something that has no bound where none is given.
+pub fn some_count<'de, D, N>(from: D) -> Result<Option<N>, D::Error>
+where
+    D: Deserializer<'de>,
+    N: TryFrom<NonZeroU64>,
+{
+    count(from).map(Some)
+}
+
 struct Count<N>(PhantomData<N>);
 
 impl<N: TryFrom<NonZeroU64>> Visitor<'_> for Count<N> {

@@ -1,6 +1,7 @@
 //! Scenes with all that a configuration comes from.
 
 use std::fs;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -148,7 +149,7 @@ fn keys(sections: &Table) -> Vec<(String, String)> {
     keys
 }
 
-/// A configuration in which nothing is absent. The section with optional settings has no `..`, so that a new one must
+/// A configuration in which nothing is absent. The section with most of the optional settings has no `..`, so that a new one must
 /// take its place here.
 fn full() -> Config {
     let file = || Some(PathBuf::from("a file"));
@@ -172,7 +173,13 @@ fn full() -> Config {
         max_waiting: default.max_waiting,
     };
     let shutdown = shutdown::Config { notice: Some(Duration::from_secs(1)), ..shutdown::Config::default() };
-    Config { broker, shutdown, ..Config::default() }
+    let some = || NonZeroU32::new(100);
+    let session = session::Config {
+        max_frames_per_second: some(),
+        max_publishes_per_second: some(),
+        ..session::Config::default()
+    };
+    Config { broker, session, shutdown, ..Config::default() }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The `[session]` section.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,12 @@ pub struct Config {
     /// The most publishes of a session that may be unanswered; the next ones wait, they are not refused.
     #[serde(deserialize_with = "units::count")]
     pub max_inflight: NonZeroUsize,
+    /// The most frames a second, a second's worth of them at once; one over it is refused. WebSocket pings and pongs count too.
+    #[serde(deserialize_with = "units::some_count")]
+    pub max_frames_per_second: Option<NonZeroU32>,
+    /// The most publishes a second, a second's worth of them at once; one over it is refused.
+    #[serde(deserialize_with = "units::some_count")]
+    pub max_publishes_per_second: Option<NonZeroU32>,
 }
 
 impl Default for Config {
@@ -36,6 +42,8 @@ impl Default for Config {
             write_timeout: Duration::from_secs(30),
             max_subscriptions: const { NonZeroUsize::new(1000).unwrap() },
             max_inflight: const { NonZeroUsize::new(64).unwrap() },
+            max_frames_per_second: None,
+            max_publishes_per_second: None,
         }
     }
 }

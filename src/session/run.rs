@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
 use super::greeting::{Greeted, greet, no_access_control};
+use super::rates::Rates;
 use super::roster::Place;
 use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, InvalidFrames, State, judge_levels};
@@ -227,7 +228,8 @@ impl Attached {
         });
         let granted =
             asked.zip(&ready.subscriptions).filter(|(_, result)| result.is_ok()).map(|(filter, _)| filter.clone());
-        let state = State::new(limits, self.settings.wire.max_topic_levels.get(), granted);
+        let rates = Rates::new(&self.settings.session);
+        let state = State::new(limits, self.settings.wire.max_topic_levels.get(), rates, granted);
         Open::new(peer, state, self).run(first).await
     }
 
@@ -396,7 +398,7 @@ impl<'a, S: Socket> Open<'a, S> {
         match read {
             Inbound::Text(text) => self.on_text(text.as_ref()),
             Inbound::Binary => Err(Close::WrongKind),
-            Inbound::Life => Ok(()),
+            Inbound::Life => self.state.on_life(StdInstant::now()),
             Inbound::Close => Err(Close::ByClient),
         }
     }

@@ -13,6 +13,7 @@ use crate::wire::{
 };
 
 use super::greeting::no_access_control;
+use super::rates::{Over, Rates};
 
 /// Answers that are remembered for publishes that come again.
 const REMEMBERED_ANSWERS: usize = 256;
@@ -52,6 +53,7 @@ pub struct State {
     /// Deliveries that the client has not acked.
     unacked: HashMap<String, Receipt>,
     invalid: InvalidFrames,
+    rates: Rates,
 }
 
 /// How many frames in a row were none of the protocol.
@@ -92,7 +94,12 @@ struct Publishes {
 
 impl State {
     /// A session with these subscriptions in force.
-    pub fn new(limits: Limits, max_topic_levels: usize, filters: impl Iterator<Item = TopicFilter>) -> State {
+    pub fn new(
+        limits: Limits,
+        max_topic_levels: usize,
+        rates: Rates,
+        filters: impl Iterator<Item = TopicFilter>,
+    ) -> State {
         State {
             limits,
             max_topic_levels,
@@ -103,12 +110,20 @@ impl State {
             publishes: Publishes::default(),
             unacked: HashMap::new(),
             invalid: InvalidFrames::default(),
+            rates,
         }
     }
 
     /// Judges a text frame.
     pub fn on_text(&mut self, text: &str, now: Instant) -> Vec<Effect> {
-        match json::decode(text) {
+        let decoded = json::decode(text);
+        let is_publish = matches!(decoded, Ok((ClientFrame::Publish(_), _)));
+        if let Err(over) = self.rates.judge(is_publish, now) {
+            let msgid = decoded.map_or_else(|undecoded| undecoded.msgid, |(_, msgid)| msgid);
+            let too_many = over.is_too_much.then_some(Effect::Close(Close::OverLimit));
+            return [Effect::Reply(Reply::refused(over.refusal, msgid))].into_iter().chain(too_many).collect();
+        }
+        match decoded {
             Ok((frame, msgid)) => {
                 self.invalid = InvalidFrames::default();
                 self.on_frame(frame, msgid, now)
@@ -117,6 +132,14 @@ impl State {
                 let too_many = self.invalid.count(refusal.code).err().map(Effect::Close);
                 [Effect::Reply(Reply::refused(refusal, msgid))].into_iter().chain(too_many).collect()
             }
+        }
+    }
+
+    /// Takes up a WebSocket ping or pong: a frame that nothing but its number can make wrong.
+    pub fn on_life(&mut self, now: Instant) -> Result<(), Close> {
+        match self.rates.judge(false, now) {
+            Err(Over { is_too_much: true, .. }) => Err(Close::OverLimit),
+            Err(Over { is_too_much: false, .. }) | Ok(()) => Ok(()),
         }
     }
 

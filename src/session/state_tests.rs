@@ -1,5 +1,6 @@
 //! How an open session judges frames and events: each scene is a few texts and what follows from them.
 
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -7,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::mqtt::{Outcome, Reason, Topic};
+use crate::session::Config;
 use crate::wire::{Format, json as wire_json};
 
 const LIMITS: Limits = Limits {
@@ -32,7 +34,12 @@ impl Scene {
     }
 
     fn with_filters(filters: &[&str]) -> Scene {
-        Scene { state: State::new(LIMITS, MAX_LEVELS, filters.iter().map(|text| filter(text))), now: Instant::now() }
+        Scene::with(Config::default(), filters)
+    }
+
+    fn with(config: Config, filters: &[&str]) -> Scene {
+        let filters = filters.iter().map(|text| filter(text));
+        Scene { state: State::new(LIMITS, MAX_LEVELS, Rates::new(&config), filters), now: Instant::now() }
     }
 
     fn text(&mut self, text: &str) -> Told {
@@ -532,4 +539,121 @@ fn a_ping_is_answered_with_its_msgid() {
     for (text, pong) in cases {
         assert_eq!(Scene::new().text(text).said(), [pong]);
     }
+}
+
+/// A session that may send so many frames, or so many publishes, in a second.
+fn with_rates(frames: Option<u32>, publishes: Option<u32>) -> Scene {
+    let config = Config {
+        max_frames_per_second: frames.and_then(NonZeroU32::new),
+        max_publishes_per_second: publishes.and_then(NonZeroU32::new),
+        ..Config::default()
+    };
+    Scene::with(config, &[])
+}
+
+#[test]
+fn frames_up_to_the_rate_are_served_and_one_over_it_is_refused_with_its_msgid() {
+    let mut scene = with_rates(Some(3), None);
+    let ping = |number: u32| json!({"type": "ping", "msgid": number});
+    let pong = |number: u32| json!({"type": "pong", "msgid": number});
+    for number in 0..3 {
+        assert_eq!(scene.send(ping(number)).said(), [pong(number)]);
+    }
+    assert_eq!(scene.send(ping(3)).said(), [error("rate_limited", 3, true)]);
+    scene.now += Duration::from_millis(334);
+    assert_eq!(scene.send(ping(4)).said(), [pong(4)]);
+    assert_eq!(scene.send(ping(5)).said(), [error("rate_limited", 5, true)]);
+    scene.now += Duration::from_secs(60);
+    for number in 6..9 {
+        assert_eq!(scene.send(ping(number)).said(), [pong(number)], "a second's worth, however long it was silent");
+    }
+    assert_eq!(scene.send(ping(9)).said(), [error("rate_limited", 9, true)]);
+}
+
+#[test]
+fn a_refusal_for_a_rate_names_the_setting() {
+    let refusal = |mut scene: Scene| {
+        scene.send(publish(1));
+        let Told(effects) = scene.send(publish(2));
+        match &effects[..] {
+            [Effect::Reply(Reply::Error { message, .. })] => message.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let frames = refusal(with_rates(Some(1), None));
+    assert!(frames.contains("1 frames a second (session.max_frames_per_second)"), "{frames}");
+    let publishes = refusal(with_rates(None, Some(1)));
+    assert!(publishes.contains("1 publishes a second (session.max_publishes_per_second)"), "{publishes}");
+}
+
+#[test]
+fn publishes_have_a_rate_of_their_own() {
+    let mut scene = with_rates(None, Some(2));
+    scene.publish(1);
+    scene.publish(2);
+    assert_eq!(scene.send(publish(3)).said(), [error("rate_limited", 3, true)]);
+    assert_eq!(scene.send(json!({"type": "ping"})).said(), [json!({"type": "pong"})], "no publish");
+    assert_eq!(scene.subscribe(&["a"]).len(), 1);
+}
+
+#[test]
+fn a_publish_over_the_rate_was_never_sent_and_may_come_again_under_its_msgid() {
+    let mut scene = with_rates(None, Some(1));
+    scene.publish(1);
+    let told = scene.send(publish(2));
+    assert_eq!((told.said(), told.asked()), (vec![error("rate_limited", 2, true)], vec![]));
+    scene.now += Duration::from_secs(1);
+    let request = scene.publish(2);
+    assert_eq!(scene.answer(request, Ok(())).said(), [ack(2)]);
+}
+
+#[test]
+fn what_is_no_frame_counts_as_one_and_what_comes_too_early_is_not_judged() {
+    let mut scene = with_rates(Some(1), None);
+    assert_eq!(scene.text("{").said()[0]["code"], "invalid_json");
+    for _ in 0..20 {
+        let told = scene.text(r#"{"type":"what","msgid":"x"}"#);
+        assert_eq!((told.said(), told.closes()), (vec![error("rate_limited", "x", true)], None));
+    }
+}
+
+#[test]
+fn more_refusals_than_a_second_s_worth_in_ten_seconds_end_the_session() {
+    for (rate, borne) in [(1, 20), (20, 20), (50, 50)] {
+        let mut scene = with_rates(Some(rate), None);
+        for number in 0..rate + borne {
+            assert_eq!(scene.send(json!({"type": "ping"})).closes(), None, "frame {number} at {rate} a second");
+        }
+        let told = scene.send(json!({"type": "ping", "msgid": 1}));
+        assert_eq!((told.said(), told.closes()), (vec![error("rate_limited", 1, true)], Some(Close::OverLimit)));
+    }
+}
+
+#[test]
+fn a_client_that_is_a_little_too_fast_is_refused_and_never_let_go() {
+    let mut scene = with_rates(Some(20), None);
+    let mut refused = 0;
+    for number in 0..20_000 {
+        scene.now += Duration::from_micros(1_000_000 / 22);
+        let told = scene.send(json!({"type": "ping"}));
+        assert_eq!(told.closes(), None, "frame {number}");
+        if told.said()[0]["type"] == "error" {
+            refused += 1;
+        }
+    }
+    assert!((1700..2000).contains(&refused), "one in eleven: {refused}");
+}
+
+#[test]
+fn websocket_pings_count_as_frames_and_get_no_error() {
+    let mut scene = with_rates(Some(2), None);
+    assert_eq!(scene.state.on_life(scene.now), Ok(()));
+    assert_eq!(scene.state.on_life(scene.now), Ok(()));
+    assert_eq!(scene.send(json!({"type": "ping", "msgid": 1})).said(), [error("rate_limited", 1, true)]);
+    for _ in 0..19 {
+        assert_eq!(scene.state.on_life(scene.now), Ok(()));
+    }
+    assert_eq!(scene.state.on_life(scene.now), Err(Close::OverLimit));
+    let mut free = Scene::new();
+    assert!((0..10_000).all(|_| free.state.on_life(free.now).is_ok()), "without a rate nothing is counted");
 }

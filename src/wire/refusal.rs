@@ -158,6 +158,8 @@ pub enum Close {
     NotAuthenticated,
     /// Authentication failed.
     AuthenticationFailed,
+    /// Over a limit of connections, rate or memory.
+    OverLimit,
     /// No broker within the time-out, or it refuses the gateway.
     NoBroker,
 }
@@ -180,6 +182,7 @@ impl Close {
             Close::InvalidFrames => 4400,
             Close::NotAuthenticated => 4401,
             Close::AuthenticationFailed => 4403,
+            Close::OverLimit => 4429,
             Close::NoBroker => 4503,
         }
     }
@@ -201,6 +204,7 @@ impl Close {
             Close::InvalidFrames => "4400",
             Close::NotAuthenticated => "4401",
             Close::AuthenticationFailed => "4403",
+            Close::OverLimit => "4429",
             Close::NoBroker => "4503",
         }
     }
@@ -222,6 +226,7 @@ impl Close {
             Close::InvalidFrames => "too many invalid frames in a row",
             Close::NotAuthenticated => "not authenticated in time",
             Close::AuthenticationFailed => "authentication failed",
+            Close::OverLimit => "over a limit of the gateway",
             Close::NoBroker => "the broker cannot be reached or refuses the gateway",
         }
     }
@@ -247,7 +252,7 @@ impl fmt::Display for Close {
 mod tests {
     use super::*;
 
-    const CLOSES: [Close; 15] = [
+    const CLOSES: [Close; 16] = [
         Close::ByClient,
         Close::Lost,
         Close::Drain,
@@ -262,6 +267,7 @@ mod tests {
         Close::InvalidFrames,
         Close::NotAuthenticated,
         Close::AuthenticationFailed,
+        Close::OverLimit,
         Close::NoBroker,
     ];
 

@@ -7,6 +7,7 @@ mod bridge;
 mod delivery;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
+mod floods;
 mod frames;
 mod http;
 mod outage;
