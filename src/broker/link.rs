@@ -9,8 +9,8 @@ use tokio::sync::{Notify, mpsc};
 
 use super::signal::Signal;
 
-use crate::delivery::outbox::Overflow;
-use crate::delivery::{self, Delivery, Outbox, subscription_id};
+use crate::delivery::outbox::Excess;
+use crate::delivery::{self, Bound, Delivery, Outbox, subscription_id};
 use crate::metrics;
 use crate::mqtt::inflight::{Receipt, RequestId};
 use crate::mqtt::{Message, Qos, Reason, TopicFilter, packet};
@@ -195,7 +195,7 @@ struct State {
     events: VecDeque<Event>,
     outbox: Outbox,
     confirmations: Vec<Receipt>,
-    overflow: Overflow,
+    excess: Excess,
     taken_over: bool,
     abandoned: bool,
     /// Deliveries and bytes as the gauges know them.
@@ -233,11 +233,12 @@ impl Downlink {
 
     /// Link: offers what one read of the broker brought.
     pub fn offer(&self, deliveries: impl Iterator<Item = Delivery>) {
+        let bound = self.bound();
         let mut state = self.lock();
         let mut dropped = 0;
         for delivery in deliveries {
-            let overflow = state.overflow;
-            dropped += state.outbox.offer(delivery, overflow, &self.config);
+            let excess = state.excess;
+            dropped += state.outbox.offer(delivery, excess, &bound);
         }
         state.count_outbox();
         metrics::deliveries_dropped(dropped);
@@ -248,7 +249,7 @@ impl Downlink {
     /// Link: whether the broker's connection may be read.
     pub fn may_read(&self) -> bool {
         let state = self.lock();
-        state.outbox.has_room(state.overflow, &self.config)
+        state.outbox.has_room(state.excess, &self.bound())
     }
 
     /// Link: what the session has confirmed since this was last asked.
@@ -297,7 +298,7 @@ impl Downlink {
     /// One look at both, so that what a delivery follows from is always told before it.
     pub fn take(&self, bytes: Option<usize>) -> (VecDeque<Event>, Vec<Delivery>, u64) {
         let mut state = self.lock();
-        let was_full = state.outbox.is_full(&self.config);
+        let was_full = state.outbox.is_full(&self.bound());
         let taken = bytes.map_or_else(Vec::new, |bytes| state.outbox.take(bytes));
         let dropped = state.outbox.take_dropped();
         state.count_outbox();
@@ -319,17 +320,21 @@ impl Downlink {
 
     /// Session: whether the browser takes nothing, so that what is over the bound is to be dropped, or takes something again.
     pub fn set_stalled(&self, stalled: bool) {
-        let overflow = if stalled { Overflow::DropOldest } else { Overflow::HoldUpstream };
+        let excess = if stalled { Excess::Drop } else { Excess::Hold };
         let mut state = self.lock();
-        if state.overflow != overflow {
-            state.overflow = overflow;
+        if state.excess != excess {
+            state.excess = excess;
             self.to_link.raise();
         }
     }
 
     /// Session: whether a stall would hold up the broker's connection.
     pub fn is_full(&self) -> bool {
-        self.lock().outbox.is_full(&self.config)
+        self.lock().outbox.is_full(&self.bound())
+    }
+
+    fn bound(&self) -> Bound {
+        self.config.bound(usize::MAX)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

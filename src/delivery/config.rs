@@ -18,6 +18,27 @@ pub struct Config {
     pub max_queued_bytes: NonZeroUsize,
 }
 
+/// How much one outbox may hold for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Deliveries.
+    pub count: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Bytes that are left of the memory that all outboxes share.
+    pub free: usize,
+}
+
+impl Config {
+    /// What one outbox may hold while so much is left for all.
+    ///
+    /// Never more than what is left (the dynamic threshold of shared-memory switches, Choudhury and Hahne 1998): a few slow
+    /// browsers can't take it all, and n that are equally slow get one part in n + 1 each, so there is always some left.
+    pub fn bound(&self, free: usize) -> Bound {
+        Bound { count: self.max_queued.get(), bytes: self.max_queued_bytes.get().min(free), free }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {

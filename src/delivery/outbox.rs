@@ -3,23 +3,22 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::Config;
+use super::config::Bound;
 use super::subscriptions::Reader;
 use crate::mqtt::inflight::Receipt;
 use crate::mqtt::{Message, Qos};
-use crate::wire::{Ack, Format, Head};
+use crate::wire::{Contract, Head, Priority};
 
 /// A message on its way to one browser.
 #[derive(Clone, Debug)]
 pub struct Delivery {
     /// What is delivered; its QoS is that of the delivery.
     pub message: Message,
-    /// How the payload is shown.
-    pub format: Format,
-    /// How it is confirmed.
-    pub ack: Ack,
+    /// How it comes.
+    pub contract: Contract,
     /// The subscriptions it comes for.
     pub readers: SmallVec<[Reader; 1]>,
     /// How it is known to the client, exactly when its QoS is above 0.
@@ -45,90 +44,109 @@ impl Delivery {
         }
     }
 
-    fn is_droppable(&self) -> bool {
-        self.message.qos == Qos::AtMostOnce
+    fn kind(&self) -> Option<Kind> {
+        match (self.message.qos, self.message.retain) {
+            (Qos::AtMostOnce, false) => Some(Kind::Live),
+            (Qos::AtMostOnce, true) => Some(Kind::Stored),
+            (Qos::AtLeastOnce | Qos::ExactlyOnce, _) => None,
+        }
     }
 
-    /// What it takes in memory, roughly: its bytes, and the cost of an entry.
-    fn size(&self) -> usize {
-        size_of::<Delivery>() + self.message.topic.as_ref().len() + self.message.payload.len()
+    /// What it takes in memory while it waits, roughly; twice itself, as a queue that grows makes room for as much again.
+    pub fn size(&self) -> usize {
+        let readers = if self.readers.spilled() { self.readers.capacity() * size_of::<Reader>() } else { 0 };
+        let msgid = self.msgid.as_ref().map_or(0, String::capacity);
+        2 * size_of::<Delivery>() + self.message.size() + readers + msgid
     }
 }
 
-/// What happens to a delivery that finds the outbox full.
+/// What happens to what is over the bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Overflow {
+pub enum Excess {
     /// It is queued all the same, and the broker's connection is read no further until there is room: while the browser reads.
     #[default]
-    HoldUpstream,
-    /// It takes the place of QoS 0 deliveries, oldest first and stored ones last: while the browser reads nothing.
-    DropOldest,
+    Hold,
+    /// QoS 0 is dropped, lowest priority and oldest first: while the browser reads nothing. Stored messages, which may not come
+    /// again for long, are held as above, and dropped only where the memory that all outboxes share is at its end.
+    Drop,
 }
 
 /// The queue of one browser. Offering never waits: a slow browser must not hold up anybody else.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    deliveries: VecDeque<Delivery>,
+    /// By priority: the first goes first. Deliveries of one priority keep their order.
+    lanes: [Lane; 3],
     bytes: usize,
-    /// How many are of QoS 0.
-    droppable: usize,
     dropped: u64,
 }
 
 impl Outbox {
     /// Queues a delivery. QoS 1 and 2 always find room: the broker's receive window bounds them. Gives back how many deliveries
     /// were dropped for it.
-    pub fn offer(&mut self, delivery: Delivery, overflow: Overflow, config: &Config) -> usize {
+    pub fn offer(&mut self, delivery: Delivery, excess: Excess, bound: &Bound) -> usize {
         self.bytes += delivery.size();
-        if delivery.is_droppable() {
-            self.droppable += 1;
+        let lane = match delivery.contract.priority {
+            Priority::High => 0,
+            Priority::Normal => 1,
+            Priority::Low => 2,
+        };
+        self.lanes[lane].push(delivery);
+        match excess {
+            Excess::Hold => 0,
+            Excess::Drop => self.drop_excess(bound),
         }
-        self.deliveries.push_back(delivery);
+    }
+
+    /// Drops what is over the bound, as far as it may be dropped; gives back how many deliveries.
+    pub fn drop_excess(&mut self, bound: &Bound) -> usize {
         let mut dropped = 0;
-        while overflow == Overflow::DropOldest && self.is_over(config) && self.drop_one() {
+        while (self.is_over(bound) && self.drop_one(Kind::Live))
+            || (self.bytes > bound.free && self.drop_one(Kind::Stored))
+        {
             dropped += 1;
         }
         self.dropped += dropped as u64;
         dropped
     }
 
-    /// Takes what waits, oldest first, up to roughly that many bytes and at least one delivery.
+    /// Takes what waits, highest priority and oldest first, up to roughly that many bytes and at least one delivery.
     pub fn take(&mut self, bytes: usize) -> Vec<Delivery> {
-        let mut size = 0;
-        let fitting = self.deliveries.iter().take_while(|delivery| {
-            size += delivery.size();
-            size <= bytes
-        });
-        let count = fitting.count().max(1).min(self.deliveries.len());
-        let taken: Vec<_> = self.deliveries.drain(..count).collect();
-        self.bytes -= taken.iter().map(Delivery::size).sum::<usize>();
-        self.droppable -= taken.iter().filter(|delivery| delivery.is_droppable()).count();
-        if self.deliveries.is_empty() {
-            self.deliveries = VecDeque::new();
+        let (mut taken, mut size) = (Vec::new(), 0);
+        for lane in &mut self.lanes {
+            let fitting = lane.deliveries.iter().take_while(|delivery| {
+                let is_first = size == 0;
+                size += delivery.size();
+                is_first || size <= bytes
+            });
+            lane.take(fitting.count(), &mut taken);
+            if !lane.deliveries.is_empty() {
+                break;
+            }
         }
+        self.bytes -= taken.iter().map(Delivery::size).sum::<usize>();
         taken
+    }
+
+    /// Gives what waits memory of its own: until then it holds the whole of the buffer that it was read into, which is not counted.
+    pub fn detach(&mut self) {
+        for lane in &mut self.lanes {
+            lane.detach();
+        }
     }
 
     /// The subscription has ended: deliveries that came for it alone leave, and their receipts are to be confirmed.
     pub fn purge(&mut self, subscription: u32) -> Vec<Receipt> {
         let mut receipts = Vec::new();
-        self.deliveries.retain_mut(|delivery| {
-            let before = delivery.readers.len();
-            delivery.readers.retain(|reader| reader.id != subscription);
-            let leaves = before > 0 && delivery.readers.is_empty();
-            if leaves {
-                receipts.extend(delivery.receipt);
-            }
-            !leaves
-        });
-        self.bytes = self.deliveries.iter().map(Delivery::size).sum();
-        self.droppable = self.deliveries.iter().filter(|delivery| delivery.is_droppable()).count();
+        for lane in &mut self.lanes {
+            lane.purge(subscription, &mut receipts);
+        }
+        self.bytes = self.lanes.iter().flat_map(|lane| &lane.deliveries).map(Delivery::size).sum();
         receipts
     }
 
     /// The broker has lost the session: what it delivered can no longer be confirmed.
     pub fn void_receipts(&mut self) {
-        for delivery in &mut self.deliveries {
+        for delivery in self.lanes.iter_mut().flat_map(|lane| &mut lane.deliveries) {
             delivery.receipt = None;
         }
     }
@@ -139,23 +157,24 @@ impl Outbox {
     }
 
     /// Whether more may be offered: there is room, or what is over the bound can be made room for.
-    pub fn has_room(&self, overflow: Overflow, config: &Config) -> bool {
-        !self.is_full(config) || (overflow == Overflow::DropOldest && self.droppable > 0)
+    pub fn has_room(&self, excess: Excess, bound: &Bound) -> bool {
+        !self.is_full(bound)
+            || (excess == Excess::Drop && self.lanes.iter().any(|lane| lane.droppable[Kind::Live as usize] > 0))
     }
 
-    /// No more should be offered while the browser reads.
-    pub fn is_full(&self, config: &Config) -> bool {
-        self.deliveries.len() >= config.max_queued.get() || self.bytes >= config.max_queued_bytes.get()
+    /// No more should be offered while the browser reads. Never so while nothing waits, however little may be held.
+    pub fn is_full(&self, bound: &Bound) -> bool {
+        !self.is_empty() && (self.len() >= bound.count || self.bytes >= bound.bytes)
     }
 
     /// How many wait.
     pub fn len(&self) -> usize {
-        self.deliveries.len()
+        self.lanes.iter().map(|lane| lane.deliveries.len()).sum()
     }
 
     /// None waits.
     pub fn is_empty(&self) -> bool {
-        self.deliveries.is_empty()
+        self.lanes.iter().all(|lane| lane.deliveries.is_empty())
     }
 
     /// What they take in memory, roughly.
@@ -163,17 +182,92 @@ impl Outbox {
         self.bytes
     }
 
-    fn is_over(&self, config: &Config) -> bool {
-        self.deliveries.len() > config.max_queued.get() || self.bytes > config.max_queued_bytes.get()
+    fn is_over(&self, bound: &Bound) -> bool {
+        self.len() > bound.count || self.bytes > bound.bytes
     }
 
-    fn drop_one(&mut self) -> bool {
-        let of = |stored: bool| move |delivery: &Delivery| delivery.is_droppable() && delivery.message.retain == stored;
-        let oldest = self.deliveries.iter().position(of(false)).or_else(|| self.deliveries.iter().position(of(true)));
-        let Some(delivery) = oldest.and_then(|index| self.deliveries.remove(index)) else { return false };
-        self.bytes -= delivery.size();
-        self.droppable -= 1;
+    fn drop_one(&mut self, kind: Kind) -> bool {
+        let Some(lane) = self.lanes.iter_mut().rev().find(|lane| lane.droppable[kind as usize] > 0) else {
+            return false;
+        };
+        self.bytes -= lane.drop_oldest(kind);
         true
+    }
+}
+
+/// What may be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It came as it was published.
+    Live,
+    /// The broker had stored it.
+    Stored,
+}
+
+/// The deliveries of one priority.
+#[derive(Debug, Default)]
+struct Lane {
+    deliveries: VecDeque<Delivery>,
+    /// How many of each [`Kind`].
+    droppable: [usize; 2],
+    /// How many of the last ones share the memory that they were read into.
+    shared: usize,
+}
+
+impl Lane {
+    fn push(&mut self, delivery: Delivery) {
+        if let Some(kind) = delivery.kind() {
+            self.droppable[kind as usize] += 1;
+        }
+        self.shared += 1;
+        self.deliveries.push_back(delivery);
+    }
+
+    fn take(&mut self, count: usize, taken: &mut Vec<Delivery>) {
+        for index in 0..count {
+            if let Some(kind) = self.deliveries[index].kind() {
+                self.droppable[kind as usize] -= 1;
+            }
+        }
+        taken.extend(self.deliveries.drain(..count));
+        self.shared = self.shared.min(self.deliveries.len());
+        if self.deliveries.capacity() > 4 * self.deliveries.len() {
+            self.deliveries.shrink_to_fit();
+        }
+    }
+
+    /// Gives back the size of what was dropped.
+    fn drop_oldest(&mut self, kind: Kind) -> usize {
+        let oldest = self.deliveries.iter().position(|delivery| delivery.kind() == Some(kind));
+        let index = oldest.expect("of a kind that is counted there is one");
+        let delivery = self.deliveries.remove(index).expect("it was found there");
+        self.droppable[kind as usize] -= 1;
+        if index + self.shared > self.deliveries.len() {
+            self.shared -= 1;
+        }
+        delivery.size()
+    }
+
+    fn purge(&mut self, subscription: u32, receipts: &mut Vec<Receipt>) {
+        self.detach();
+        self.deliveries.retain_mut(|delivery| {
+            let before = delivery.readers.len();
+            delivery.readers.retain(|reader| reader.id != subscription);
+            let leaves = before > 0 && delivery.readers.is_empty();
+            if leaves {
+                receipts.extend(delivery.receipt);
+            }
+            !leaves
+        });
+        let count = |kind| self.deliveries.iter().filter(|delivery| delivery.kind() == Some(kind)).count();
+        self.droppable = [Kind::Live, Kind::Stored].map(count);
+    }
+
+    fn detach(&mut self) {
+        let shared = std::mem::take(&mut self.shared);
+        for delivery in self.deliveries.iter_mut().rev().take(shared) {
+            delivery.message.payload = Bytes::copy_from_slice(&delivery.message.payload);
+        }
     }
 }
 
@@ -181,9 +275,8 @@ impl Outbox {
 mod tests {
     use std::num::NonZeroUsize;
 
-    use bytes::Bytes;
-
     use super::*;
+    use crate::delivery::Config;
     use crate::mqtt::Topic;
 
     fn delivery(payload: &'static str, qos: Qos) -> Delivery {
@@ -195,8 +288,7 @@ mod tests {
                 retain: false,
                 properties: None,
             },
-            format: Format::Text,
-            ack: Ack::Auto,
+            contract: Contract::default(),
             readers: SmallVec::from_iter([Reader { id: 1, sid: None }]),
             msgid: None,
             dup: false,
@@ -206,8 +298,19 @@ mod tests {
         }
     }
 
-    fn at_most(count: usize) -> Config {
-        Config { max_queued: NonZeroUsize::new(count).expect("not 0"), ..Config::default() }
+    fn at_most(count: usize) -> Bound {
+        Bound { count, bytes: 1 << 20, free: 1 << 20 }
+    }
+
+    fn stored(payload: &'static str) -> Delivery {
+        let mut delivery = delivery(payload, Qos::AtMostOnce);
+        delivery.message.retain = true;
+        delivery
+    }
+
+    fn with(priority: Priority, mut delivery: Delivery) -> Delivery {
+        delivery.contract.priority = priority;
+        delivery
     }
 
     fn payloads(outbox: &mut Outbox) -> Vec<Bytes> {
@@ -218,7 +321,7 @@ mod tests {
     fn deliveries_leave_in_the_order_in_which_they_came() {
         let mut outbox = Outbox::default();
         for payload in ["1", "2", "3"] {
-            outbox.offer(delivery(payload, Qos::AtMostOnce), Overflow::HoldUpstream, &at_most(10));
+            outbox.offer(delivery(payload, Qos::AtMostOnce), Excess::Hold, &at_most(10));
         }
         assert_eq!(outbox.take(1).len(), 1, "at least one, whatever its size");
         assert_eq!(payloads(&mut outbox), ["2", "3"]);
@@ -228,75 +331,174 @@ mod tests {
     #[test]
     fn while_the_browser_reads_nothing_is_dropped_and_fullness_is_told() {
         let mut outbox = Outbox::default();
-        let config = at_most(2);
-        outbox.offer(delivery("1", Qos::AtMostOnce), Overflow::HoldUpstream, &config);
-        assert!(!outbox.is_full(&config));
-        outbox.offer(delivery("2", Qos::AtMostOnce), Overflow::HoldUpstream, &config);
-        assert!(outbox.is_full(&config));
-        assert_eq!(outbox.offer(delivery("3", Qos::AtMostOnce), Overflow::HoldUpstream, &config), 0);
+        let bound = at_most(2);
+        outbox.offer(delivery("1", Qos::AtMostOnce), Excess::Hold, &bound);
+        assert!(!outbox.is_full(&bound));
+        outbox.offer(delivery("2", Qos::AtMostOnce), Excess::Hold, &bound);
+        assert!(outbox.is_full(&bound));
+        assert_eq!(outbox.offer(delivery("3", Qos::AtMostOnce), Excess::Hold, &bound), 0);
         assert_eq!(payloads(&mut outbox), ["1", "2", "3"]);
     }
 
     #[test]
     fn bytes_fill_the_outbox_too() {
         let mut outbox = Outbox::default();
-        let config = Config {
-            max_queued_bytes: NonZeroUsize::new(size_of::<Delivery>() + 100).expect("not 0"),
-            ..Config::default()
-        };
-        outbox.offer(delivery("small", Qos::AtMostOnce), Overflow::HoldUpstream, &config);
-        assert!(!outbox.is_full(&config));
-        outbox.offer(delivery("small", Qos::AtMostOnce), Overflow::HoldUpstream, &config);
-        assert!(outbox.is_full(&config));
+        let bound = Bound { bytes: delivery("small", Qos::AtMostOnce).size() + 100, ..at_most(10) };
+        outbox.offer(delivery("small", Qos::AtMostOnce), Excess::Hold, &bound);
+        assert!(!outbox.is_full(&bound));
+        outbox.offer(delivery("small", Qos::AtMostOnce), Excess::Hold, &bound);
+        assert!(outbox.is_full(&bound));
     }
 
     #[test]
-    fn past_the_bound_the_oldest_of_qos_0_goes_first_and_stored_messages_last() {
+    fn past_the_bound_the_oldest_of_qos_0_goes_first_and_stored_messages_stay() {
         let mut outbox = Outbox::default();
-        let config = at_most(3);
-        let mut stored = delivery("stored", Qos::AtMostOnce);
-        stored.message.retain = true;
-        outbox.offer(stored, Overflow::DropOldest, &config);
-        outbox.offer(delivery("sure", Qos::AtLeastOnce), Overflow::DropOldest, &config);
+        let bound = at_most(3);
+        outbox.offer(stored("stored"), Excess::Drop, &bound);
+        outbox.offer(delivery("sure", Qos::AtLeastOnce), Excess::Drop, &bound);
         for (payload, dropped) in [("1", 0), ("2", 1), ("3", 1)] {
+            assert_eq!(outbox.offer(delivery(payload, Qos::AtMostOnce), Excess::Drop, &bound), dropped, "{payload}");
+        }
+        assert!(outbox.has_room(Excess::Drop, &bound));
+        for payload in ["sure 2", "sure 3"] {
+            outbox.offer(delivery(payload, Qos::AtLeastOnce), Excess::Drop, &bound);
+        }
+        assert!(!outbox.has_room(Excess::Drop, &bound), "the broker holds stored messages as long as the browser may");
+        assert_eq!(outbox.take_dropped(), 3);
+        assert_eq!(payloads(&mut outbox), ["stored", "sure", "sure 2", "sure 3"]);
+    }
+
+    #[test]
+    fn where_the_shared_memory_ends_stored_messages_are_dropped_last() {
+        let mut outbox = Outbox::default();
+        let some = [stored("old"), delivery("1", Qos::AtMostOnce), delivery("sure", Qos::AtLeastOnce), stored("new")];
+        let size = some[0].size();
+        for delivery in some {
+            outbox.offer(delivery, Excess::Hold, &at_most(10));
+        }
+        let left = |free: usize| Bound { count: 10, bytes: free, free };
+        assert_eq!(outbox.drop_excess(&left(3 * size + 10)), 1);
+        assert_eq!(outbox.drop_excess(&left(2 * size + 10)), 1);
+        assert_eq!(payloads(&mut outbox), ["sure", "new"]);
+        outbox.offer(delivery("sure", Qos::AtLeastOnce), Excess::Drop, &left(0));
+        outbox.offer(stored("last"), Excess::Drop, &left(0));
+        assert_eq!(payloads(&mut outbox), ["sure"]);
+    }
+
+    #[test]
+    fn what_has_a_higher_priority_goes_first_in_the_order_in_which_it_came() {
+        use Priority::{High, Low, Normal};
+        let mut outbox = Outbox::default();
+        for (payload, priority) in [("1", Low), ("2", Normal), ("3", High), ("4", Normal), ("5", High), ("6", Low)] {
+            outbox.offer(with(priority, delivery(payload, Qos::AtMostOnce)), Excess::Hold, &at_most(10));
+        }
+        let one = delivery("1", Qos::AtMostOnce).size();
+        let taken = |outbox: &mut Outbox, bytes| {
+            outbox.take(bytes).into_iter().map(|delivery| delivery.message.payload).collect::<Vec<_>>()
+        };
+        assert_eq!(taken(&mut outbox, 3 * one), ["3", "5", "2"], "on into the next lane");
+        outbox.offer(with(High, delivery("7", Qos::AtMostOnce)), Excess::Hold, &at_most(10));
+        assert_eq!(taken(&mut outbox, 1), ["7"], "what came meanwhile goes first too");
+        assert_eq!(taken(&mut outbox, usize::MAX), ["4", "1", "6"]);
+        assert_eq!((outbox.len(), outbox.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_has_a_lower_priority_is_dropped_first() {
+        use Priority::{High, Low, Normal};
+        let mut outbox = Outbox::default();
+        for (payload, priority) in
+            [("h1", High), ("h2", High), ("n1", Normal), ("n2", Normal), ("l1", Low), ("l2", Low)]
+        {
+            outbox.offer(with(priority, delivery(payload, Qos::AtMostOnce)), Excess::Hold, &at_most(10));
+        }
+        outbox.offer(with(Low, stored("stored")), Excess::Hold, &at_most(10));
+        for (count, left) in [
+            (6, vec!["h1", "h2", "n1", "n2", "l2", "stored"]),
+            (4, vec!["h1", "h2", "n2", "stored"]),
+            (2, vec!["h2", "stored"]),
+            (1, vec!["stored"]),
+        ] {
+            outbox.drop_excess(&at_most(count));
+            let all = outbox.take(usize::MAX);
             assert_eq!(
-                outbox.offer(delivery(payload, Qos::AtMostOnce), Overflow::DropOldest, &config),
-                dropped,
-                "{payload}"
+                all.iter().map(|delivery| &delivery.message.payload).collect::<Vec<_>>(),
+                left,
+                "at most {count}"
             );
+            for delivery in all {
+                outbox.offer(delivery, Excess::Hold, &at_most(10));
+            }
         }
-        for payload in ["sure 2", "sure 3", "sure 4"] {
-            outbox.offer(delivery(payload, Qos::AtLeastOnce), Overflow::DropOldest, &config);
+    }
+
+    #[test]
+    fn what_waits_for_another_read_holds_no_more_memory_than_is_counted() {
+        let mut outbox = Outbox::default();
+        let read = Bytes::from(vec![b'x'; 64 * 1024]);
+        for priority in [Priority::High, Priority::Low, Priority::Low, Priority::Low] {
+            let mut small = with(priority, delivery("", Qos::AtMostOnce));
+            small.message.payload = read.slice(100..110);
+            outbox.offer(small, Excess::Hold, &at_most(10));
         }
-        assert_eq!(outbox.take_dropped(), 4);
-        assert_eq!(payloads(&mut outbox), ["sure", "sure 2", "sure 3", "sure 4"]);
+        outbox.drop_excess(&at_most(3));
+        assert!(!read.is_unique());
+        outbox.detach();
+        assert!(read.is_unique());
+        assert!(outbox.take(usize::MAX).iter().all(|delivery| delivery.message.payload == [b'x'; 10][..]));
+    }
+
+    #[test]
+    fn slow_browsers_share_what_is_left_fairly_and_leave_one_part() {
+        let size = delivery("x", Qos::AtMostOnce).size();
+        let config = Config { max_queued: const { NonZeroUsize::new(1 << 20).unwrap() }, ..Config::default() };
+        let total = 1000 * size;
+        for slow in [1, 4, 9] {
+            let mut outboxes: Vec<_> = (0..slow).map(|_| Outbox::default()).collect();
+            for _ in 0..2000 {
+                for index in 0..slow {
+                    let used: usize = outboxes.iter().map(Outbox::bytes).sum();
+                    let bound = config.bound(total.saturating_sub(used));
+                    outboxes[index].offer(delivery("x", Qos::AtMostOnce), Excess::Drop, &bound);
+                }
+            }
+            let part = 1000 / (slow + 1);
+            for outbox in &outboxes {
+                assert!(outbox.len().abs_diff(part) <= 2, "{} of {part}, {slow} slow", outbox.len());
+            }
+        }
+        let bound = config.bound(0);
+        let mut fast = Outbox::default();
+        assert!(fast.has_room(Excess::Hold, &bound), "a fast one goes on when the memory is gone");
+        fast.offer(delivery("x", Qos::AtMostOnce), Excess::Hold, &bound);
+        assert!(!fast.has_room(Excess::Hold, &bound));
     }
 
     #[test]
     fn what_must_not_be_dropped_holds_the_broker_even_while_the_browser_reads_nothing() {
         let mut outbox = Outbox::default();
-        let config = at_most(2);
-        outbox.offer(delivery("sure", Qos::AtLeastOnce), Overflow::DropOldest, &config);
-        outbox.offer(delivery("maybe", Qos::AtMostOnce), Overflow::DropOldest, &config);
-        assert!(outbox.has_room(Overflow::DropOldest, &config));
-        assert!(!outbox.has_room(Overflow::HoldUpstream, &config));
-        outbox.offer(delivery("sure", Qos::AtLeastOnce), Overflow::DropOldest, &config);
-        assert!(!outbox.has_room(Overflow::DropOldest, &config));
+        let bound = at_most(2);
+        outbox.offer(delivery("sure", Qos::AtLeastOnce), Excess::Drop, &bound);
+        outbox.offer(delivery("maybe", Qos::AtMostOnce), Excess::Drop, &bound);
+        assert!(outbox.has_room(Excess::Drop, &bound));
+        assert!(!outbox.has_room(Excess::Hold, &bound));
+        outbox.offer(delivery("sure", Qos::AtLeastOnce), Excess::Drop, &bound);
+        assert!(!outbox.has_room(Excess::Drop, &bound));
         outbox.take(usize::MAX);
-        assert!(outbox.has_room(Overflow::HoldUpstream, &config));
+        assert!(outbox.has_room(Excess::Hold, &bound));
     }
 
     #[test]
     fn what_waits_for_an_ended_subscription_leaves_and_is_confirmed() {
         let mut outbox = Outbox::default();
-        let config = at_most(10);
-        outbox.offer(delivery("alone", Qos::AtLeastOnce), Overflow::HoldUpstream, &config);
+        let bound = at_most(10);
+        outbox.offer(delivery("alone", Qos::AtLeastOnce), Excess::Hold, &bound);
         let mut both = delivery("both", Qos::AtLeastOnce);
         both.readers.push(Reader { id: 2, sid: Some(5) });
-        outbox.offer(both, Overflow::HoldUpstream, &config);
+        outbox.offer(both, Excess::Hold, &bound);
         let mut nobody = delivery("no subscription known", Qos::AtMostOnce);
         nobody.readers.clear();
-        outbox.offer(nobody, Overflow::HoldUpstream, &config);
+        outbox.offer(nobody, Excess::Hold, &bound);
         assert_eq!(outbox.purge(1), [7]);
         let left = outbox.take(usize::MAX);
         assert_eq!(left.iter().map(|delivery| delivery.head().sids).collect::<Vec<_>>(), [vec![5], vec![]]);

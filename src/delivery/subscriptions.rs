@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::mqtt::packet::MAX_VARIABLE_INTEGER;
 use crate::mqtt::{Message, Qos, TopicFilter, Trie};
-use crate::wire::{Ack, Contract, Format, Subscription};
+use crate::wire::{Ack, Contract, Priority, Subscription};
 
 /// The subscription identifier of a filter: the same in every gateway process, so that a resumed session can be served by any.
 pub fn subscription_id(filter: &TopicFilter) -> u32 {
@@ -114,7 +114,7 @@ impl Subscriptions {
             // Of a broker that names no subscriptions, it is taken for what one that has ended had queued.
             return if ids.is_empty() && !self.ended.is_empty() { Route::Drop } else { Route::Withhold };
         };
-        let contract = Contract { ack, format: Format::Text };
+        let contract = Contract { ack, ..Contract::default() };
         Route::Deliver(SmallVec::from_iter([Target { contract, qos, readers: SmallVec::new() }]))
     }
 
@@ -194,7 +194,7 @@ fn precedence(entry: &Entry) -> (bool, Qos, &TopicFilter) {
     (!entry.subscription.options.no_local, entry.granted, &entry.subscription.filter)
 }
 
-/// One target for each distinct contract, manual confirmation first: the first one's msgid is the message's own.
+/// One target for each distinct contract, manual confirmation first, then normal priority: the first one's msgid is the message's own.
 fn targets(message: &Message, entries: &[&Entry]) -> SmallVec<[Target; 1]> {
     let mut targets: SmallVec<[Target; 1]> = SmallVec::new();
     for entry in entries {
@@ -209,7 +209,7 @@ fn targets(message: &Message, entries: &[&Entry]) -> SmallVec<[Target; 1]> {
             None => targets.push(Target { contract, qos, readers: SmallVec::from_iter([reader]) }),
         }
     }
-    targets.sort_by_key(|target| target.contract);
+    targets.sort_by_key(|Target { contract, .. }| (contract.ack, contract.priority != Priority::Normal, *contract));
     targets
 }
 
@@ -220,6 +220,7 @@ mod tests {
     use super::*;
     use crate::mqtt::Topic;
     use crate::mqtt::packet::SubscribeOptions;
+    use crate::wire::Format;
 
     fn subscription(filter: &str, sid: i64) -> Subscription {
         let options =
@@ -332,7 +333,7 @@ mod tests {
         assert_eq!(table.route(&message("a", Qos::AtLeastOnce), &[7]), Route::Withhold);
         table.resume(Ack::Manual);
         let Route::Deliver(targets) = table.route(&message("a", Qos::AtLeastOnce), &[7]) else { panic!() };
-        assert_eq!(targets[0].contract, Contract { ack: Ack::Manual, format: Format::Text });
+        assert_eq!(targets[0].contract, Contract { ack: Ack::Manual, ..Contract::default() });
         assert!(targets[0].readers.is_empty());
     }
 

@@ -21,6 +21,11 @@ pub struct Message {
 }
 
 impl Message {
+    /// What it takes in memory beyond itself, roughly.
+    pub fn size(&self) -> usize {
+        self.topic.as_str().len() + self.payload.len() + self.properties.as_ref().map_or(0, |given| given.size())
+    }
+
     /// A number that stays the same when a broker delivers this message again, to this process or to another.
     ///
     /// It leaves out what may differ between deliveries of one message: the retain flag, and the message expiry interval, which
@@ -62,6 +67,17 @@ pub struct Properties {
     pub payload_format_indicator: Option<u8>,
     /// Names and values, in order, repeats allowed.
     pub user_properties: Vec<(String, String)>,
+}
+
+impl Properties {
+    fn size(&self) -> usize {
+        let texts = [&self.content_type, &self.response_topic].into_iter().flatten().map(String::capacity);
+        let pairs = self.user_properties.iter().map(|(name, value)| name.capacity() + value.capacity());
+        size_of::<Properties>()
+            + texts.chain(pairs).sum::<usize>()
+            + self.correlation_data.as_ref().map_or(0, Bytes::len)
+            + self.user_properties.capacity() * size_of::<(String, String)>()
+    }
 }
 
 /// Quality of service (MQTT 5 section 4.3).

@@ -186,7 +186,8 @@ fn publish(flags: u8, mut body: Bytes) -> Result<Publish, Malformed> {
             0x02 => properties.message_expiry_interval = Some(four_bytes(value)?),
             0x03 => properties.content_type = Some(string(value)?),
             0x08 => properties.response_topic = Some(string(value)?),
-            0x09 => properties.correlation_data = Some(binary(value)?),
+            // A copy: unlike the payload it is small, and would keep the whole buffer alive.
+            0x09 => properties.correlation_data = Some(Bytes::copy_from_slice(&binary(value)?)),
             0x0B => {
                 let (id, size) = variable_integer(value)?.ok_or(Malformed::Truncated)?;
                 value.advance(size);

@@ -364,7 +364,7 @@ impl<'a, S: Socket> Open<'a, S> {
             self.peer.writing.push(Outbound::Text(json::delivery(
                 &delivery.head(),
                 &delivery.message,
-                delivery.format,
+                delivery.contract.format,
             )));
             self.batch.receipts.extend(self.state.on_delivery(&delivery));
             self.batch.received.push(delivery.received);

@@ -388,7 +388,7 @@ impl State {
     /// A delivery has been handed to the socket; gives back what confirms it once it is written.
     pub fn on_delivery(&mut self, delivery: &Delivery) -> Option<Receipt> {
         let (msgid, receipt) = (delivery.msgid.as_ref()?, delivery.receipt?);
-        match delivery.ack {
+        match delivery.contract.ack {
             Ack::Auto => Some(receipt),
             Ack::Manual => {
                 self.unacked.insert(msgid.clone(), receipt);

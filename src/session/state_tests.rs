@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::mqtt::{Outcome, Reason, Topic};
 use crate::session::Config;
-use crate::wire::{Format, json as wire_json};
+use crate::wire::{Contract, json as wire_json};
 
 const LIMITS: Limits = Limits {
     max_frame: 4096,
@@ -163,8 +163,7 @@ fn delivery(msgid: &str, receipt: Receipt, ack: Ack) -> Delivery {
             retain: false,
             properties: None,
         },
-        format: Format::Text,
-        ack,
+        contract: Contract { ack, ..Contract::default() },
         readers: Default::default(),
         msgid: Some(msgid.to_owned()),
         dup: false,

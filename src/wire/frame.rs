@@ -110,6 +110,8 @@ pub struct Contract {
     pub ack: Ack,
     /// How payloads are shown.
     pub format: Format,
+    /// What goes first, and what is dropped last, when the client is slow.
+    pub priority: Priority,
 }
 
 /// How deliveries of QoS 1 and 2 are confirmed.
@@ -130,6 +132,18 @@ pub enum Format {
     Text,
     /// Valid JSON as the value it is, all else as with `Text`.
     Json,
+}
+
+/// What goes first, and what is dropped last, when the client is slow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Before all else.
+    High,
+    /// As it comes.
+    #[default]
+    Normal,
+    /// When nothing else waits.
+    Low,
 }
 
 /// What the gateway says, deliveries aside.

@@ -6,7 +6,7 @@ use crate::metrics;
 use crate::mqtt::inflight::Arrival;
 use crate::mqtt::packet::{PacketId, Publish};
 use crate::mqtt::{Message, Qos};
-use crate::wire::{Ack, Format};
+use crate::wire::{Ack, Format, Priority};
 
 impl Dedicated {
     pub(super) fn on_publish(
@@ -46,8 +46,7 @@ impl Dedicated {
                 msgid: known_by.map(|(_, id, digest)| msgid(id, digest, index, &target)),
                 receipt: known_by.map(|(receipt, ..)| receipt),
                 message: Message { qos: target.qos, ..message.clone() },
-                format: target.contract.format,
-                ack: target.contract.ack,
+                contract: target.contract,
                 readers: target.readers,
                 dup,
                 timestamp,
@@ -70,5 +69,34 @@ fn msgid(id: PacketId, digest: u64, index: usize, target: &Target) -> String {
         Format::Text => 't',
         Format::Json => 'j',
     };
-    format!("{id}-{digest:016x}-{ack}{format}")
+    let priority = match target.contract.priority {
+        Priority::High => "h",
+        Priority::Normal => "",
+        Priority::Low => "l",
+    };
+    format!("{id}-{digest:016x}-{ack}{format}{priority}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Contract;
+
+    #[test]
+    fn each_contract_of_a_message_has_a_msgid_that_is_fixed_for_all_versions_of_the_gateway() {
+        let id = PacketId::new(7).expect("not 0");
+        let msgid = |index, ack, format, priority| {
+            let contract = Contract { ack, format, priority };
+            msgid(id, 0xABC, index, &Target { contract, qos: Qos::AtLeastOnce, readers: Default::default() })
+        };
+        for (expected, seen) in [
+            ("7-0000000000000abc", msgid(0, Ack::Auto, Format::Json, Priority::High)),
+            ("7-0000000000000abc-at", msgid(1, Ack::Auto, Format::Text, Priority::Normal)),
+            ("7-0000000000000abc-ath", msgid(1, Ack::Auto, Format::Text, Priority::High)),
+            ("7-0000000000000abc-mtl", msgid(1, Ack::Manual, Format::Text, Priority::Low)),
+            ("7-0000000000000abc-aj", msgid(1, Ack::Auto, Format::Json, Priority::Normal)),
+        ] {
+            assert_eq!(seen, expected);
+        }
+    }
 }

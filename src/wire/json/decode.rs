@@ -8,11 +8,14 @@ use super::fields::{Fields, duplicate, fits_packet, is_plain, must_be};
 use super::{Flaw, MAX_DEPTH, flaw};
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, Properties, Qos, Topic, TopicFilter};
-use crate::wire::frame::{Ack, Asked, Auth, ClientFrame, Contract, Format, MsgId, Subscription, Undecoded, Will};
+use crate::wire::frame::{
+    Ack, Asked, Auth, ClientFrame, Contract, Format, MsgId, Priority, Subscription, Undecoded, Will,
+};
 use crate::wire::{Code, Refusal};
 
 /// The largest integer that JavaScript holds exactly.
 const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
+const PRIORITIES: &str = "\"high\", \"normal\" or \"low\"";
 const MAX_MSGID_CHARS: usize = 64;
 const MAX_CLIENT_ID_BYTES: usize = 256;
 /// Seconds that a session is kept where the client wants it kept and does not say how long.
@@ -225,14 +228,18 @@ impl Options {
         if fields.get("delta", "true or false")?.unwrap_or(false) {
             return Err(not_yet("delta"));
         }
-        if fields.get::<String>("priority", "a string")?.is_some_and(|priority| priority != "normal") {
-            return Err(not_yet("priority"));
-        }
         let format = match fields.get::<String>("format", "\"text\" or \"json\"")?.as_deref() {
             None => self.contract.format,
             Some("text") => Format::Text,
             Some("json") => Format::Json,
             Some(_) => return Err(must_be("format", "\"text\" or \"json\"")),
+        };
+        let priority = match fields.get::<String>("priority", PRIORITIES)?.as_deref() {
+            None => self.contract.priority,
+            Some("high") => Priority::High,
+            Some("normal") => Priority::Normal,
+            Some("low") => Priority::Low,
+            Some(_) => return Err(must_be("priority", PRIORITIES)),
         };
         let retain_handling = fields.get("retainHandling", "0, 1 or 2")?.unwrap_or(self.broker.retain_handling);
         if retain_handling > 2 {
@@ -253,7 +260,7 @@ impl Options {
         Ok(Options {
             broker,
             sid,
-            contract: Contract { ack: ack_option(fields)?.unwrap_or(self.contract.ack), format },
+            contract: Contract { ack: ack_option(fields)?.unwrap_or(self.contract.ack), format, priority },
         })
     }
 

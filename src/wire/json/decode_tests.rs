@@ -511,10 +511,10 @@ fn nesting_ends_at_64_levels_and_never_the_stack() {
 fn options_of_a_subscription_are_read() {
     let plain = one_subscription(r#"{"type":"subscribe","topic":"attic/#"}"#);
     assert_eq!((plain.options, plain.sid, plain.contract), (SubscribeOptions::default(), None, Contract::default()));
-    let full = r#"{"type":"subscribe","topic":"a/+","qos":2,"sid":-7,"format":"json","ack":"manual","retainHandling":2,"noLocal":true,"retainAsPublished":true}"#;
+    let full = r#"{"type":"subscribe","topic":"a/+","qos":2,"sid":-7,"format":"json","ack":"manual","priority":"low","retainHandling":2,"noLocal":true,"retainAsPublished":true}"#;
     let options =
         SubscribeOptions { qos: Qos::ExactlyOnce, no_local: true, retain_as_published: true, retain_handling: 2 };
-    let contract = Contract { ack: Ack::Manual, format: Format::Json };
+    let contract = Contract { ack: Ack::Manual, format: Format::Json, priority: Priority::Low };
     let expected =
         Subscription { filter: TopicFilter::parse("a/+").expect("a filter"), options, sid: Some(-7), contract };
     assert_eq!(one_subscription(full), expected);
@@ -529,7 +529,7 @@ fn options_of_a_subscription_are_read() {
 #[test]
 fn options_beside_topics_hold_for_entries_that_have_none_of_their_own() {
     let text = r#"{"type":"subscribe","qos":1,"ack":"manual","sid":5,
-        "topics":["a",{"topic":"b"},{"topic":"c","qos":0,"ack":"auto","sid":6,"format":"json"}]}"#;
+        "priority":"high","topics":["a",{"topic":"b"},{"topic":"c","qos":0,"ack":"auto","sid":6,"format":"json","priority":"normal"}]}"#;
     let seen: Vec<_> = subscribed(text)
         .into_iter()
         .map(|asked| match asked {
@@ -537,8 +537,8 @@ fn options_beside_topics_hold_for_entries_that_have_none_of_their_own() {
             Asked::Invalid { .. } => panic!("all are valid"),
         })
         .collect();
-    let manual = Contract { ack: Ack::Manual, format: Format::Text };
-    let own = Contract { ack: Ack::Auto, format: Format::Json };
+    let manual = Contract { ack: Ack::Manual, format: Format::Text, priority: Priority::High };
+    let own = Contract { format: Format::Json, ..Contract::default() };
     assert_eq!(seen, [(1, Some(5), manual), (1, Some(5), manual), (0, Some(6), own)]);
 }
 
@@ -568,6 +568,8 @@ fn an_invalid_filter_is_refused_alone_and_an_invalid_option_with_its_frame() {
         r#"{"type":"subscribe","topics":["a",{"topic":"a/#/b","qos":3}]}"#,
         r#"{"type":"subscribe","topics":["a"],"qos":3}"#,
         r#"{"type":"subscribe","topics":["a"],"maxRate":1}"#,
+        r#"{"type":"subscribe","topics":["a"],"priority":"urgent"}"#,
+        r#"{"type":"subscribe","topics":["a"],"priority":1}"#,
         r#"{"type":"subscribe","topic":"a/#/b","format":"xml"}"#,
     ] {
         assert_eq!(code(whole), Some(Code::InvalidFrame), "{whole}");
