@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::broker::{self, Broker};
+use crate::broker::{self, Broker, Standing};
 use crate::config::{Change, Config, ConfigError};
 use crate::log::Log;
 use crate::session::{Context, Roster, Settings};
@@ -88,7 +88,7 @@ impl App {
     }
 
     fn is_broker_reached(&self) -> bool {
-        self.context.broker.reach().is_reachable()
+        self.context.broker.reach().standing() == Standing::Up
     }
 
     fn status(&self) -> String {

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::App;
 use crate::config::Config;
+use crate::log;
 
 /// Cases that judge more than a server of text frames has: speed, and compression.
 const LEFT_OUT: [&str; 3] = ["9.*", "12.*", "13.*"];
@@ -28,7 +29,7 @@ async fn the_websocket_passes_every_case_of_autobahn() {
     // Nobody is there, and nobody needs to be.
     config.broker.url = "mqtt://127.0.0.1:1".parse().expect("a URL");
     let page = PrometheusBuilder::new().build_recorder().handle();
-    let app = App::start(config, page).await.expect("started");
+    let app = App::start(config.clone(), log::init(&config.log), page).await.expect("started");
     let folder = TempDir::new().expect("a folder");
     let mut command = tokio::process::Command::new(kosoku());
     command.args(["-m", "fuzzingclient", "-p", "8", "-o"]).arg(folder.path());
