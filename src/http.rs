@@ -2,6 +2,7 @@
 
 mod config;
 mod console;
+mod drain;
 mod health;
 mod listener;
 mod ws;
@@ -42,7 +43,8 @@ pub async fn serve_admin(
         let page = metrics::render(&page);
         std::future::ready(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page))
     };
-    let router = Router::new().route("/metrics", get(render)).merge(health::routes()).with_state(context);
+    let router =
+        Router::new().route("/metrics", get(render)).merge(health::routes()).merge(drain::routes()).with_state(context);
     serve_router(listener, router, closing).await
 }
 

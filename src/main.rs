@@ -8,7 +8,8 @@ use tidegate::app::App;
 use tidegate::cli::{Cli, Command};
 use tidegate::config::{Config, Flags, TEMPLATE, environment};
 use tidegate::{log, metrics};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -27,38 +28,63 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Some(Command::CheckConfig) => print(&format!("{config}\nok\n")),
-        Some(Command::DefaultConfig) | None => run(config, &cli.flags),
+        Some(Command::DefaultConfig) | None => {
+            let runtime = Runtime::new().expect("a process may have threads");
+            let status = runtime.block_on(run(config, &cli.flags));
+            // A look-up of the broker's name may be under way, and nobody waits for it any more.
+            runtime.shutdown_background();
+            status
+        }
     }
 }
 
-#[tokio::main]
 async fn run(config: Config, flags: &Flags) -> ExitCode {
     let log = log::init(&config.log);
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing has chosen a provider before");
     let page = metrics::install().expect("nothing has installed a recorder before");
     let signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = signals else {
+    let [Ok(terminate), Ok(interrupt), Ok(mut hangup)] = signals else {
         return fail(&"the signals SIGTERM, SIGINT and SIGHUP can't be listened to", 1);
     };
+    let mut stops = Stops { terminate, interrupt };
     let mut app = match App::start(config, log, page).await {
         Ok(app) => app,
         Err(error) => return fail(&error, 1),
     };
     print(&app.to_string());
     let mut is_told = false;
-    loop {
+    let is_signalled = loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            () = app.told_to_stop() => break,
+            () = stops.next() => break true,
+            () = app.told_to_stop() => break false,
             _ = hangup.recv() => app.reload(Config::load(flags, environment())),
             () = app.tell_ready(), if !is_told => is_told = true,
         }
-    }
+    };
+    let second_signal = async {
+        if !is_signalled {
+            stops.next().await;
+        }
+        stops.next().await;
+    };
     tokio::select! {
         () = app.stop() => ExitCode::SUCCESS,
-        _ = terminate.recv() => ExitCode::FAILURE,
-        _ = interrupt.recv() => ExitCode::FAILURE,
+        () = second_signal => ExitCode::FAILURE,
+    }
+}
+
+/// SIGTERM and SIGINT, which mean the same.
+struct Stops {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stops {
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 

@@ -35,6 +35,8 @@ const LONGEST_BACK_OFF: Duration = Duration::from_secs(15);
 const LONGEST_BACK_OFF_INSIDE: Duration = Duration::from_secs(2);
 /// How long an ended session's last requests may take.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
+/// The same, where the session has waited for them already.
+const LAST_REQUESTS_OF_DRAINED: Duration = Duration::from_secs(1);
 /// The same, where another connection of the client waits.
 const LAST_REQUESTS_OF_PREDECESSOR: Duration = Duration::from_secs(1);
 /// How long a goodbye may take.
@@ -246,7 +248,8 @@ impl Dedicated {
         if lost.is_none() || self.setup.is_embedded() {
             // Closing at once, with packets unread, would reset the connection under the goodbye; and for rumqttd the identifier is
             // free only when it has seen the end.
-            let _ = timeout(GOODBYE, connection.finish()).await;
+            let patience = if self.is_abandoned { GOODBYE / 5 } else { GOODBYE };
+            let _ = timeout(patience, connection.finish()).await;
         }
         self.outgoing.on_link_down();
         self.incoming.on_link_down();
@@ -266,7 +269,9 @@ impl Dedicated {
         loop {
             self.write_due(connection);
             if self.is_abandoned {
-                return Ok(());
+                // A broker that was not told keeps the will, and publishes it.
+                let keeps_will = self.end.as_ref().is_none_or(|end| end.close.fires_will());
+                return if keeps_will { Ok(()) } else { self.leave(connection).await };
             }
             if self.is_leaving(connection) {
                 return self.leave(connection).await;
@@ -398,6 +403,7 @@ impl Dedicated {
             },
             // Without a connection there may be a will to withdraw, which takes as long as the broker holds it.
             Command::End(close) if connection.is_none() => self.begin_end(close, self.setup.config.grace),
+            Command::End(Close::Drain) => self.begin_end(Close::Drain, LAST_REQUESTS_OF_DRAINED),
             Command::End(close) => self.begin_end(close, LAST_REQUESTS),
         }
     }

@@ -198,6 +198,7 @@ struct State {
     excess: Excess,
     taken_over: bool,
     abandoned: bool,
+    is_draining: bool,
     /// Deliveries and bytes as the gauges know them.
     counted: (usize, usize),
 }
@@ -231,10 +232,13 @@ impl Downlink {
         self.to_session.raise();
     }
 
-    /// Link: offers what one read of the broker brought.
+    /// Link: offers what one read of the broker brought. What comes once the session drains is left to whoever resumes it.
     pub fn offer(&self, deliveries: impl Iterator<Item = Delivery>) {
         let bound = self.bound();
         let mut state = self.lock();
+        if state.is_draining {
+            return;
+        }
         let mut dropped = 0;
         for delivery in deliveries {
             let excess = state.excess;
@@ -249,7 +253,7 @@ impl Downlink {
     /// Link: whether the broker's connection may be read.
     pub fn may_read(&self) -> bool {
         let state = self.lock();
-        state.outbox.has_room(state.excess, &self.bound())
+        state.is_draining || state.outbox.has_room(state.excess, &self.bound())
     }
 
     /// Link: what the session has confirmed since this was last asked.
@@ -326,6 +330,18 @@ impl Downlink {
             state.excess = excess;
             self.to_link.raise();
         }
+    }
+
+    /// Session: from now on only what waits already is delivered.
+    pub fn drain(&self) {
+        self.lock().is_draining = true;
+        self.to_link.raise();
+    }
+
+    /// Session: nothing waits for it.
+    pub fn is_empty(&self) -> bool {
+        let state = self.lock();
+        state.outbox.is_empty() && state.events.is_empty()
     }
 
     /// Session: whether a stall would hold up the broker's connection.

@@ -32,9 +32,8 @@ use crate::wire::{self, Auth, Close, Limits, MsgId, Refusal, Reply, TopicResult,
 const BATCH: usize = 64 * 1024;
 /// How long a Close frame may take to be written.
 const CLOSING: Duration = Duration::from_secs(2);
-/// How long the link of an ended session may take while the gateway drains: longer than its last requests and its goodbye, so that
-/// only what waits for more, a delayed will say, is cut short.
-const LINGER: Duration = Duration::from_secs(8);
+/// How long a draining gateway waits for the browser's answer to that: it tells that all before it was read.
+const ECHO: Duration = Duration::from_secs(1);
 /// Pings without a sign of life that end a session.
 const MISSED_HEARTBEATS: u32 = 3;
 /// A browser that takes nothing for so long, with its outbox full, has stalled.
@@ -76,7 +75,7 @@ pub async fn run<S: Socket>(socket: S, context: Arc<Context>, settings: Arc<Sett
         Ok(never) => match never {},
         Err(close) => close,
     };
-    peer.close(close).await;
+    peer.close(close, &context.drain).await;
     metrics::session_closed(close);
 }
 
@@ -181,13 +180,18 @@ impl Drop for Attached {
         let (commands, handle, close) = (self.link.commands.clone(), self.link.handle(), self.close);
         let context = self.context.clone();
         self.context.tasks.spawn(async move {
-            let _ = commands.send(Box::new(Command::End(close))).await;
+            let ending = async {
+                let _ = commands.send(Box::new(Command::End(close))).await;
+                handle.ended().await;
+            };
+            tokio::pin!(ending);
             select! {
-                () = handle.ended() => {}
+                () = &mut ending => {}
                 () = context.closing.cancelled() => {
-                    if timeout(LINGER, handle.ended()).await.is_err() {
+                    // Longer than last requests and a goodbye take: only what waits for more, a delayed will say, is cut short.
+                    if timeout_at(context.drain.plan().left, &mut ending).await.is_err() {
                         handle.abandon();
-                        handle.ended().await;
+                        ending.await;
                     }
                 }
             }
@@ -333,7 +337,7 @@ impl<'a, S: Socket> Open<'a, S> {
                 biased;
                 () = self.link.downlink.to_session.raised(), if !is_writing => {}
                 () = timer.as_mut() => self.on_timer()?,
-                () = closing.as_mut() => return Err(Close::Drain),
+                () = closing.as_mut() => return self.drain().await,
                 handed = hand_over(&self.link.commands, &mut self.commands), if !self.commands.is_empty() => {
                     if handed.is_err() {
                         // It said why, or it failed.
@@ -351,6 +355,50 @@ impl<'a, S: Socket> Open<'a, S> {
                 }
             }
         }
+    }
+
+    /// The gateway drains: what waits now is written and what was asked is answered, while the browser takes it and there is time.
+    async fn drain(&mut self) -> Result<Never, Close> {
+        let until = self.context.drain.plan().written;
+        self.link.downlink.drain();
+        // No more pings.
+        self.next_ping = until;
+        loop {
+            if !self.peer.writing.is_pending() {
+                self.fill()?;
+            }
+            if self.is_drained() {
+                return Err(Close::Drain);
+            }
+            let wake = self.next_wake();
+            select! {
+                // The browser is not read any more, and a client that goes away meanwhile has not been lost.
+                turn = self.peer.turn(false) => match turn.map_err(|_| Close::Drain)? {
+                    Turn::Flushed { frames } => self.on_flushed(frames),
+                    Turn::Read(_) => {}
+                },
+                handed = hand_over(&self.link.commands, &mut self.commands), if !self.commands.is_empty() => {
+                    if handed.is_err() {
+                        self.on_events(self.link.downlink.take_events())?;
+                        return Err(Close::Drain);
+                    }
+                }
+                () = self.link.downlink.to_session.raised() => self.on_events(self.link.downlink.take_events())?,
+                () = sleep_until(wake) => {
+                    let now = Instant::now();
+                    if now >= until || self.watch_progress(now).is_err() || self.is_stalled {
+                        return Err(Close::Drain);
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        !self.peer.writing.is_pending()
+            && self.commands.is_empty()
+            && !self.state.is_asking()
+            && self.link.downlink.is_empty()
     }
 
     /// Takes all that waits for the browser and encodes it.
@@ -558,12 +606,13 @@ impl<S: Socket> Peer<S> {
     }
 
     /// Writes what waits, the `bye` of a drain, and the Close frame.
-    async fn close(&mut self, close: Close) {
+    async fn close(&mut self, close: Close, drain: &Drain) {
         if close == Close::Lost {
             return;
         }
         if close == Close::Drain {
-            self.reply(Reply::Bye { reason: "drain", reconnect_after: reconnect_after() });
+            let reconnect_after = drain.absence().as_millis() as u64;
+            self.reply(Reply::Bye { reason: "drain", reconnect_after });
         }
         if close.is_told() {
             self.writing.push(Outbound::Close(close));
@@ -572,7 +621,19 @@ impl<S: Socket> Peer<S> {
             self.writing = Writing::default();
         }
         // Also where nothing of ours waits: the answer to the client's Close frame does, below.
-        let _ = timeout(CLOSING, poll_fn(|context| self.writing.poll_flush(&mut self.socket, context))).await;
+        let flushed = timeout(CLOSING, poll_fn(|context| self.writing.poll_flush(&mut self.socket, context))).await;
+        if close == Close::Drain && matches!(flushed, Ok(Ok(()))) {
+            let _ = timeout_at(drain.plan().left.min(Instant::now() + ECHO), self.answered()).await;
+        }
+    }
+
+    /// Resolves when the client has answered our Close frame, or is gone. What else it sent is not read any more.
+    async fn answered(&mut self) {
+        while let Ok(Turn::Read(Some(Ok(read)))) = self.turn(true).await {
+            if matches!(read, Inbound::Close) {
+                return;
+            }
+        }
     }
 }
 
@@ -600,9 +661,4 @@ fn seconds(duration: Duration) -> Number {
         0 => duration.as_secs().into(),
         _ => Number::from_f64(duration.as_secs_f64()).unwrap_or_else(|| duration.as_secs().into()),
     }
-}
-
-/// Milliseconds, spread so that the sessions of a draining gateway do not come back at once.
-fn reconnect_after() -> u64 {
-    rand::rng().random_range(500..5000)
 }

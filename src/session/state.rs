@@ -265,6 +265,11 @@ impl State {
         effects
     }
 
+    /// The broker owes an answer that the client has not been told to do without.
+    pub fn is_asking(&self) -> bool {
+        !self.requests.values().all(|asker| matches!(asker, Asker::Publish { overdue: Some(_), .. }))
+    }
+
     /// Gives back the memory of what is over.
     pub fn shrink(&mut self) {
         if self.requests.is_empty() {

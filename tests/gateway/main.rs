@@ -5,6 +5,7 @@ mod support;
 mod bad_input;
 mod bridge;
 mod delivery;
+mod drain;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
 mod floods;

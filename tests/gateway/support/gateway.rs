@@ -105,8 +105,13 @@ impl Gateway {
 
     /// An HTTP GET: the status, the head in lower case, and the body.
     pub async fn fetch(&self, address: &str, path: &str) -> (u16, String, String) {
+        self.request(address, "GET", path, "").await
+    }
+
+    /// Any request without a body, with these lines in its head: what `fetch` gives.
+    pub async fn request(&self, address: &str, method: &str, path: &str, head: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(address).await.expect("it listens");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{head}\r\n");
         stream.write_all(request.as_bytes()).await.expect("written");
         let mut response = String::new();
         timeout(PATIENCE, stream.read_to_string(&mut response)).await.expect("in time").expect("text");
