@@ -1,5 +1,6 @@
 //! The composition root: builds the parts from the configuration, starts them, and stops them in order.
 
+use std::backtrace::Backtrace;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -47,6 +48,15 @@ pub enum StartError {
     Listen(#[from] http::ListenError),
     #[error("the address of a listener can't be read: {0}")]
     Address(#[from] io::Error),
+}
+
+/// From now on a panic is a line of the log and a count. It ends the task that it is in, and the process goes on.
+pub fn tell_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        metrics::panicked();
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        error!(place, fault = panic.payload_as_str(), backtrace = %Backtrace::capture(), "a task has panicked");
+    }));
 }
 
 impl App {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use tidegate::app::App;
+use tidegate::app::{App, tell_panics};
 use tidegate::cli::{Cli, Command};
 use tidegate::config::{Config, Flags, TEMPLATE, environment};
 use tidegate::{log, metrics};
@@ -42,6 +42,7 @@ async fn run(config: Config, flags: &Flags) -> ExitCode {
     let log = log::init(&config.log);
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing has chosen a provider before");
     let page = metrics::install().expect("nothing has installed a recorder before");
+    tell_panics();
     let signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
     let [Ok(terminate), Ok(interrupt), Ok(mut hangup)] = signals else {
         return fail(&"the signals SIGTERM, SIGINT and SIGHUP can't be listened to", 1);

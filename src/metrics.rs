@@ -56,16 +56,36 @@ pub fn render(handle: &PrometheusHandle) -> String {
     handle.render()
 }
 
-/// A session was opened.
-pub fn session_opened() {
+/// A session was opened, and is open until what this gives is dropped.
+pub fn session_opened() -> OpenSession {
     METRICS.sessions_opened.increment(1);
     METRICS.sessions_open.increment(1);
+    OpenSession { close: Close::Fault }
 }
 
-/// A session has ended.
-pub fn session_closed(close: Close) {
-    METRICS.sessions_open.decrement(1);
-    counter!("tidegate_sessions_closed_total", "code" => close.label()).increment(1);
+/// A session that is counted as open; dropped without a word, by a panic say, it has ended by a fault.
+#[derive(Debug)]
+pub struct OpenSession {
+    close: Close,
+}
+
+impl OpenSession {
+    /// The session has ended.
+    pub fn closed(mut self, close: Close) {
+        self.close = close;
+    }
+}
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        METRICS.sessions_open.decrement(1);
+        counter!("tidegate_sessions_closed_total", "code" => self.close.label()).increment(1);
+    }
+}
+
+/// A task has panicked.
+pub fn panicked() {
+    METRICS.panics.increment(1);
 }
 
 /// A frame was turned down.
@@ -171,6 +191,7 @@ struct Metrics {
     reconnects: Counter,
     embedded_restarts: Counter,
     reachable: Gauge,
+    panics: Counter,
 }
 
 struct Direction([(Counter, Counter); 3]);
@@ -229,6 +250,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         reconnects: counter!("tidegate_broker_reconnects_total"),
         embedded_restarts: counter!("tidegate_embedded_broker_restarts_total"),
         reachable: gauge!("tidegate_broker_reachable"),
+        panics: counter!("tidegate_panics_total"),
     }
 });
 
@@ -284,5 +306,6 @@ fn describe() {
         "tidegate_configuration_reloads_total",
         "Signals to read the configuration again, by result: applied or refused."
     );
+    describe_counter!("tidegate_panics_total", "Faults of the program, each of which ended the task that it was in.");
     describe_gauge!("tidegate_broker_reachable", "Whether the broker can be reached: 1 or 0.");
 }

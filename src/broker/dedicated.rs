@@ -57,19 +57,27 @@ pub(super) async fn run(
         let _ = timeout(LAST_REQUESTS, predecessor.ended()).await;
     }
     let mut dedicated = Dedicated::new(setup, opening, downlink, commands);
-    metrics::link_changed(None, Some(LinkState::Down));
     while let Some((connection, connack)) = dedicated.offline().await {
-        metrics::link_changed(Some(LinkState::Down), Some(LinkState::Up));
+        dedicated.is_now(LinkState::Up);
         let lost = dedicated.online(connection, connack).await;
-        metrics::link_changed(Some(LinkState::Up), Some(LinkState::Down));
+        dedicated.is_now(LinkState::Down);
         match lost {
             Some(lost) => dedicated.on_lost(&lost),
             None => break,
         }
     }
-    metrics::link_changed(Some(LinkState::Down), None);
-    metrics::subscriptions_changed(dedicated.subscriptions.len(), 0);
-    dedicated.downlink.let_go();
+}
+
+/// Also by a panic: nobody waits for a link that is not there any more, and no gauge keeps it.
+impl Drop for Dedicated {
+    fn drop(&mut self) {
+        metrics::link_changed(Some(self.state), None);
+        metrics::subscriptions_changed(self.subscriptions.len(), 0);
+        if std::thread::panicking() {
+            self.downlink.tell(Event::Ended(Close::Fault, None));
+        }
+        self.downlink.let_go();
+    }
 }
 
 struct Dedicated {
@@ -94,6 +102,8 @@ struct Dedicated {
     attempts: u32,
     end: Option<End>,
     is_abandoned: bool,
+    /// As the gauge knows it.
+    state: LinkState,
 }
 
 /// Who made a request of ours.
@@ -135,6 +145,7 @@ impl Dedicated {
         downlink: Arc<Downlink>,
         commands: mpsc::Receiver<Box<Command>>,
     ) -> Dedicated {
+        metrics::link_changed(None, Some(LinkState::Down));
         let opened = vec![None; opening.subscriptions.len()];
         Dedicated {
             client_id: if setup.is_embedded() {
@@ -159,7 +170,13 @@ impl Dedicated {
             attempts: 0,
             end: None,
             is_abandoned: false,
+            state: LinkState::Down,
         }
+    }
+
+    fn is_now(&mut self, state: LinkState) {
+        metrics::link_changed(Some(self.state), Some(state));
+        self.state = state;
     }
 
     /// Without a connection: tries for one, and serves what can be served meanwhile. Nothing means that the session is over.
@@ -664,6 +681,34 @@ fn unix_millis() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::transport::Target;
+    use crate::broker::{Config, Place, Reach};
+    use crate::wire::Ack;
+
+    #[tokio::test]
+    async fn a_link_that_panics_ends_its_session_and_lets_go() {
+        let place = Place::Elsewhere(Target::plain("127.0.0.1".to_owned(), 1));
+        let setup = Arc::new(Setup { config: Config::default(), place, reach: Reach::default() });
+        let opening = Opening {
+            client_id: "anna".to_owned(),
+            clean: true,
+            session_expiry: 0,
+            will: None,
+            subscriptions: Vec::new(),
+            ack: Ack::Auto,
+            max_inflight: 1,
+        };
+        let downlink = Downlink::new(Default::default());
+        let (_commands, receiver) = mpsc::channel(1);
+        let dedicated = Dedicated::new(setup, opening, downlink.clone(), receiver);
+        let faulty = tokio::spawn(async move {
+            let _dedicated = dedicated;
+            panic!("a fault of the test's own");
+        });
+        assert!(faulty.await.expect_err("it panics").is_panic());
+        assert_eq!(downlink.take_events(), [Event::Ended(Close::Fault, None)]);
+        Handle::of(downlink).ended().await;
+    }
 
     #[test]
     fn the_wait_before_an_attempt_is_random_up_to_a_bound_that_doubles() {

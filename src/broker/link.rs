@@ -3,7 +3,7 @@
 //! A session never learns whether the connection behind is its own.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc};
 
@@ -145,7 +145,7 @@ pub struct Link {
 impl Link {
     /// A handle for those who may have to end the link from outside.
     pub fn handle(&self) -> Handle {
-        Handle { downlink: self.downlink.clone() }
+        Handle::of(self.downlink.clone())
     }
 }
 
@@ -156,6 +156,11 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// For the link of this downlink.
+    pub(super) fn of(downlink: Arc<Downlink>) -> Handle {
+        Handle { downlink }
+    }
+
     /// Somebody else connects with this link's client identifier: the link gives way.
     pub fn take_over(&self) {
         self.downlink.lock().taken_over = true;
@@ -353,14 +358,15 @@ impl Downlink {
         self.config.bound(usize::MAX)
     }
 
+    /// Also after a panic of the session or the link: the other one ends in good order.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nobody panics while holding it")
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Downlink {
     fn drop(&mut self) {
-        let state = self.state.get_mut().expect("nobody panics while holding it");
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         metrics::outbox_changed(state.counted, (0, 0));
     }
 }

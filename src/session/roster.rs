@@ -1,7 +1,7 @@
 //! Who holds which client identifier in this process, so that a newcomer is let in after its predecessor has let go.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::broker::{Broker, Handle, Link, Opening};
 use crate::delivery;
@@ -46,7 +46,8 @@ impl Roster {
         }
     }
 
+    /// A panic of one session must not be felt by others.
     fn lock(&self) -> MutexGuard<'_, Links> {
-        self.links.lock().expect("nobody panics while holding it")
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

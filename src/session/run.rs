@@ -32,6 +32,9 @@ use crate::wire::{self, Auth, Close, Limits, MsgId, Refusal, Reply, TopicResult,
 const BATCH: usize = 64 * 1024;
 /// How long a Close frame may take to be written.
 const CLOSING: Duration = Duration::from_secs(2);
+/// How long the link of an ended session may take while the gateway drains, if the deadline leaves it so much: longer than its last
+/// requests and its goodbye, so that only what waits for more, a delayed will say, is cut short.
+const LINGER: Duration = Duration::from_secs(8);
 /// How long a draining gateway waits for the browser's answer to that: it tells that all before it was read.
 const ECHO: Duration = Duration::from_secs(1);
 /// Pings without a sign of life that end a session.
@@ -70,13 +73,13 @@ pub struct Settings {
 /// Serves a WebSocket until its end. `has_credential`: one came with the handshake.
 pub async fn run<S: Socket>(socket: S, context: Arc<Context>, settings: Arc<Settings>, has_credential: bool) {
     let mut peer = Peer { socket, writing: Writing::default() };
-    metrics::session_opened();
+    let counted = metrics::session_opened();
     let close = match serve(&mut peer, &context, &settings, has_credential).await {
         Ok(never) => match never {},
         Err(close) => close,
     };
     peer.close(close, &context.drain).await;
-    metrics::session_closed(close);
+    counted.closed(close);
 }
 
 /// Nothing of this type exists: a session ends by a [`Close`].
@@ -188,8 +191,8 @@ impl Drop for Attached {
             select! {
                 () = &mut ending => {}
                 () = context.closing.cancelled() => {
-                    // Longer than last requests and a goodbye take: only what waits for more, a delayed will say, is cut short.
-                    if timeout_at(context.drain.plan().left, &mut ending).await.is_err() {
+                    let until = context.drain.plan().left.min(Instant::now() + LINGER);
+                    if timeout_at(until, &mut ending).await.is_err() {
                         handle.abandon();
                         ending.await;
                     }
