@@ -18,6 +18,7 @@ mod reload;
 mod resume;
 mod scripted_broker;
 mod second_implementation;
+mod service;
 mod start;
 mod subscriptions;
 mod takeover;
