@@ -23,11 +23,15 @@ impl Config {
     /// What is in force after `new` was read, as far as a running gateway can change, and every difference to what was.
     pub fn replaced_by(&self, new: Config) -> (Config, Vec<Change>) {
         let wanted = new.values();
+        // A new section has to say here which it is.
         let next = Config {
             http: self.http.clone(),
             broker: self.broker.clone(),
-            log: log::Config { format: self.log.format, ..new.log },
-            ..new
+            session: new.session,
+            delivery: new.delivery,
+            wire: new.wire,
+            log: log::Config { format: self.log.format, level: new.log.level },
+            shutdown: new.shutdown,
         };
         let (was, is) = (self.values(), next.values());
         let changes = every_setting().filter_map(|(section, key, _)| {
