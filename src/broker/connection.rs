@@ -67,6 +67,11 @@ pub enum Lost {
 }
 
 impl Lost {
+    /// Another connection has the session now.
+    pub fn is_takeover(&self) -> bool {
+        matches!(self, Lost::Disconnected(Reason::SESSION_TAKEN_OVER))
+    }
+
     /// Trying again won't help: the broker doesn't want this client, or doesn't speak MQTT 5.
     pub fn is_final(&self) -> bool {
         match self {

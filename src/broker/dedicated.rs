@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use self::ending::{End, Stage};
 use super::connection::{Connection, Lost, Turn};
 use super::link::{Abilities, Command, Downlink, Event, Handle, Opening, Ready};
-use super::{Setup, rules};
+use super::{Setup, Standing, rules};
 use crate::delivery::{Delivery, Subscriptions};
 use crate::metrics::{self, LinkState};
 use crate::mqtt::inflight::{Confirmation, Due, Incoming, Outcome, Outgoing, Request, RequestId};
@@ -26,7 +26,8 @@ use crate::mqtt::packet::{self, Connack, Connect, Packet};
 use crate::mqtt::{Message, Qos, Reason, TopicFilter};
 use crate::wire::{Close, Refusal, Subscription};
 
-/// A link that is lost so soon after each of two reconnects was taken over by another connection of the same client.
+/// A link that is cut so soon after each of two reconnects, while the broker was there for others, was taken over by another connection
+/// of the same client.
 const TAKEOVER_WINDOW: Duration = Duration::from_secs(5);
 const TAKEOVER_LOSSES: u32 = 2;
 const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
@@ -49,7 +50,7 @@ pub(super) async fn run(
     setup: Arc<Setup>,
     opening: Opening,
     downlink: Arc<Downlink>,
-    commands: mpsc::Receiver<Box<Command>>,
+    commands: mpsc::Receiver<(std::time::Instant, Box<Command>)>,
     predecessor: Option<Handle>,
 ) {
     if let Some(predecessor) = predecessor {
@@ -84,22 +85,33 @@ struct Dedicated {
     setup: Arc<Setup>,
     opening: Opening,
     downlink: Arc<Downlink>,
-    commands: mpsc::Receiver<Box<Command>>,
+    commands: mpsc::Receiver<(std::time::Instant, Box<Command>)>,
     client_id: String,
     outgoing: Outgoing,
     incoming: Incoming,
     subscriptions: Subscriptions,
     origins: HashMap<RequestId, Origin>,
     next_request: RequestId,
+    /// Of all requests so far the latest.
+    last_deadline: std::time::Instant,
     /// What became of the opening's subscriptions, until all is known.
     opened: Vec<Option<Result<Qos, Refusal>>>,
     ready: Option<Ready>,
     is_ready: bool,
     /// Subscriptions that a broker without our session has not given back yet.
     restoring: usize,
+    /// Connections in a row that were cut right after they had been restored.
     quick_losses: u32,
+    /// How often the broker had come and gone when they began.
+    turns: u64,
     /// Connections that were not to be had, or did not hold, since one held.
     attempts: u32,
+    /// The session was told that its link is down.
+    is_told_down: bool,
+    /// The broker has lost the session since the link was last told to be up.
+    is_session_lost: bool,
+    /// The session has no more commands.
+    is_hung_up: bool,
     end: Option<End>,
     is_abandoned: bool,
     /// As the gauge knows it.
@@ -143,7 +155,7 @@ impl Dedicated {
         setup: Arc<Setup>,
         opening: Opening,
         downlink: Arc<Downlink>,
-        commands: mpsc::Receiver<Box<Command>>,
+        commands: mpsc::Receiver<(std::time::Instant, Box<Command>)>,
     ) -> Dedicated {
         metrics::link_changed(None, Some(LinkState::Down));
         let opened = vec![None; opening.subscriptions.len()];
@@ -162,12 +174,17 @@ impl Dedicated {
             subscriptions: Subscriptions::default(),
             origins: HashMap::new(),
             next_request: 0,
+            last_deadline: std::time::Instant::now(),
             opened,
             ready: None,
             is_ready: false,
             restoring: 0,
             quick_losses: 0,
+            turns: 0,
             attempts: 0,
+            is_told_down: false,
+            is_session_lost: false,
+            is_hung_up: false,
             end: None,
             is_abandoned: false,
             state: LinkState::Down,
@@ -182,25 +199,32 @@ impl Dedicated {
     /// Without a connection: tries for one, and serves what can be served meanwhile. Nothing means that the session is over.
     async fn offline(&mut self) -> Option<(Connection, Connack)> {
         loop {
-            if self.is_done_offline() {
+            if self.is_done_offline(false) {
                 return None;
             }
+            let wait = self.back_off();
+            let begins = Instant::now() + wait;
+            let suspicion = (self.quick_losses >= TAKEOVER_LOSSES).then_some(self.turns);
             // On the heap, as it is gone while the link is up.
-            let mut attempt = Box::pin(attempt(self.setup.clone(), self.connecting(), self.back_off()));
+            let mut attempt = Box::pin(attempt(self.setup.clone(), self.connecting(), wait, suspicion));
             let result = loop {
                 let deadline = self.offline_deadline();
                 select! {
                     result = &mut attempt => break result,
-                    command = self.commands.recv(), if self.end.is_none() => self.on_command(command, None),
-                    () = self.downlink.to_link.raised() => self.on_downlink(),
+                    command = self.commands.recv(), if self.hears_commands() => self.on_command(command, None),
+                    () = self.downlink.to_link.raised() => self.on_downlink(false),
                     () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.on_time(),
                 }
-                if self.is_done_offline() {
+                if self.is_done_offline(Instant::now() >= begins) {
                     return None;
                 }
             };
+            if suspicion.is_some() {
+                self.quick_losses = 0;
+            }
             match result {
                 Ok(connection) => return Some(connection),
+                Err(lost) if lost.is_takeover() => self.on_lost(&lost),
                 Err(lost) if lost.is_final() => {
                     warn!(%lost, "the broker does not take the session");
                     let refusal =
@@ -256,6 +280,7 @@ impl Dedicated {
             stuck_since: None,
         };
         let is_reconnect = self.is_connected_once();
+        let turns = self.setup.reach.turns();
         self.on_connected(connack);
         if self.setup.is_embedded() {
             // rumqttd holds a PUBREL of a resumed session back until it has something else to say.
@@ -274,6 +299,9 @@ impl Dedicated {
         let quick = is_reconnect && connected.elapsed() < TAKEOVER_WINDOW;
         self.attempts = if quick { self.attempts.saturating_add(1) } else { 0 };
         let is_cut = matches!(lost, Some(Lost::Closed | Lost::Io(_)));
+        if self.quick_losses == 0 {
+            self.turns = turns;
+        }
         self.quick_losses = if quick && is_cut { self.quick_losses + 1 } else { 0 };
         lost
     }
@@ -307,7 +335,7 @@ impl Dedicated {
             select! {
                 // Commands can't keep the connection waiting: what they have to say must be written before more are taken.
                 biased;
-                () = self.downlink.to_link.raised() => self.on_downlink(),
+                () = self.downlink.to_link.raised() => self.on_downlink(true),
                 () = timer.as_mut() => self.on_timer(connection, clock)?,
                 command = self.commands.recv(), if self.takes_commands(connection) => self.on_command(command, Some(connection)),
                 turn = connection.turn(may_read) => {
@@ -321,14 +349,22 @@ impl Dedicated {
         }
     }
 
+    /// What was asked before the end is heard after it too.
+    fn hears_commands(&self) -> bool {
+        !self.is_hung_up && self.end.as_ref().is_none_or(|end| end.stage == Stage::Requests)
+    }
+
     fn takes_commands(&self, connection: &Connection) -> bool {
-        self.end.is_none()
+        self.hears_commands()
             && connection.outbound.len() < MAX_OUTBOUND
             && self.outgoing.waiting() == 0
             && self.outgoing.waiting_subscriptions() == 0
     }
 
     fn on_connected(&mut self, connack: Connack) {
+        if self.setup.reach.standing() != Standing::Up {
+            self.setup.reach.ask();
+        }
         if let Some(id) = connack.assigned_client_id {
             self.opening.client_id.clone_from(&id);
             self.client_id = id;
@@ -353,6 +389,9 @@ impl Dedicated {
         self.on_outcomes(ended);
         if !session_present && self.is_connected_once() {
             self.downlink.void_receipts();
+            if self.is_ready {
+                self.downlink.tell(Event::SessionLost);
+            }
         }
         match &mut self.ready {
             Some(ready) => {
@@ -364,12 +403,13 @@ impl Dedicated {
                     Request::Unsubscribe(filter) => abilities.refuse_size(packet::unsubscribe_size(filter.as_str())),
                 });
                 self.on_outcomes(refused);
+                self.is_session_lost |= !session_present;
                 if !session_present {
                     self.restore();
                 }
                 self.restoring = self.origins.values().filter(|origin| matches!(origin, Origin::Restore(_))).count();
                 if self.is_ready && self.restoring == 0 {
-                    self.downlink.tell(Event::Up { session_present });
+                    self.tell_up();
                 }
             }
             None => {
@@ -382,10 +422,19 @@ impl Dedicated {
                     subscriptions: Vec::new(),
                     abilities,
                 });
-                self.subscribe_opening(session_present);
-                self.tell_if_ready();
+                if self.end.is_none() {
+                    self.subscribe_opening(session_present);
+                    self.tell_if_ready();
+                }
             }
         }
+        self.hasten_end();
+    }
+
+    fn tell_up(&mut self) {
+        self.downlink.tell(Event::Up { session_present: !self.is_session_lost });
+        self.is_told_down = false;
+        self.is_session_lost = false;
     }
 
     fn tell_if_ready(&mut self) {
@@ -394,38 +443,55 @@ impl Dedicated {
         }
         let Some(ready) = &mut self.ready else { return };
         ready.subscriptions = self.opened.drain(..).flatten().collect();
+        ready.session_present &= !std::mem::take(&mut self.is_session_lost);
         self.is_ready = true;
         self.downlink.tell(Event::Ready(ready.clone()));
     }
 
+    /// Something of our own, from now on.
     fn ask(&mut self, request: Request, origin: Origin) {
+        self.ask_since(std::time::Instant::now(), request, origin);
+    }
+
+    /// The time of a request runs since it was made, not since its turn has come; but no request goes before an earlier one.
+    fn ask_since(&mut self, made: std::time::Instant, request: Request, origin: Origin) {
         let id = self.next_request;
         self.next_request += 1;
         self.origins.insert(id, origin);
-        self.outgoing.make(id, request, (Instant::now() + self.setup.config.request_timeout).into_std());
+        self.last_deadline = self.last_deadline.max(made + self.setup.config.request_timeout);
+        self.outgoing.make(id, request, self.last_deadline);
     }
 
-    fn on_command(&mut self, command: Option<Box<Command>>, connection: Option<&mut Connection>) {
-        match command.map_or(Command::End(Close::Fault), |command| *command) {
-            Command::Publish(id, message) => self.on_publish_command(id, message, connection),
+    fn on_command(&mut self, command: Option<(std::time::Instant, Box<Command>)>, connection: Option<&mut Connection>) {
+        let Some((made, command)) = command else {
+            self.is_hung_up = true;
+            self.on_downlink(connection.is_some());
+            if self.end.is_none() {
+                self.begin_end(Close::Fault, connection.is_some());
+            }
+            return;
+        };
+        match *command {
+            Command::Publish(id, message) => self.on_publish_command((id, made), message, connection),
             Command::Subscribe(id, subscription) => {
                 match self.judge_wait(connection.as_deref()).and_then(|()| self.judge_filter(&subscription)) {
-                    Ok(()) => self.ask_subscribe(Origin::Subscribe(id, Box::new(subscription))),
+                    Ok(()) => self.ask_subscribe(made, Origin::Subscribe(id, Box::new(subscription))),
                     Err(refusal) => self.downlink.tell(Event::Subscribed(id, Err(refusal))),
                 }
             }
             Command::Unsubscribe(id, filter) => match self.judge_wait(connection.as_deref()) {
-                Ok(()) => self.on_unsubscribe_command(id, filter),
+                Ok(()) => self.on_unsubscribe_command((id, made), filter),
                 Err(refusal) => self.downlink.tell(Event::Answered(id, Err(refusal))),
             },
-            // Without a connection there may be a will to withdraw, which takes as long as the broker holds it.
-            Command::End(close) if connection.is_none() => self.begin_end(close, self.setup.config.grace),
-            Command::End(Close::Drain) => self.begin_end(Close::Drain, LAST_REQUESTS_OF_DRAINED),
-            Command::End(close) => self.begin_end(close, LAST_REQUESTS),
         }
     }
 
-    fn on_publish_command(&mut self, id: RequestId, message: Message, connection: Option<&mut Connection>) {
+    fn on_publish_command(
+        &mut self,
+        (id, made): (RequestId, std::time::Instant),
+        message: Message,
+        connection: Option<&mut Connection>,
+    ) {
         let refusal = match (self.judge(&message), &connection) {
             (Err(refusal), _) => refusal,
             (Ok(()), None)
@@ -440,7 +506,7 @@ impl Dedicated {
                         packet::write_publish(&mut connection.outbound, &message, None, false);
                         self.downlink.tell(Event::Answered(id, Ok(())));
                     }
-                    _ => self.ask(Request::Publish(message), Origin::Publish(id)),
+                    _ => self.ask_since(made, Request::Publish(message), Origin::Publish(id)),
                 };
             }
         };
@@ -456,15 +522,20 @@ impl Dedicated {
         reason.map_or(Ok(()), |reason| Err(Refusal::from_reason(reason)))
     }
 
-    fn on_downlink(&mut self) {
+    fn on_downlink(&mut self, is_online: bool) {
         self.is_abandoned = self.downlink.is_abandoned();
         for receipt in self.downlink.take_confirmations() {
             self.incoming.confirm(receipt);
         }
         if self.downlink.is_taken_over() && self.end.as_ref().is_none_or(|end| end.close != Close::TakenOver) {
             self.downlink.tell(Event::Ended(Close::TakenOver, None));
-            self.end = None;
-            self.begin_end(Close::TakenOver, LAST_REQUESTS_OF_PREDECESSOR);
+            self.is_hung_up = true;
+            self.begin_end(Close::TakenOver, is_online);
+        }
+        if let Some(close) = self.downlink.ended_by()
+            && self.end.is_none()
+        {
+            self.begin_end(close, is_online);
         }
     }
 
@@ -630,7 +701,7 @@ impl Dedicated {
 
     fn on_lost(&mut self, lost: &Lost) {
         info!(%lost, "broker link lost");
-        if matches!(lost, Lost::Disconnected(Reason::SESSION_TAKEN_OVER)) || self.quick_losses >= TAKEOVER_LOSSES {
+        if lost.is_takeover() {
             self.downlink.tell(Event::Ended(Close::TakenOver, None));
             // The other connection has the session now: there is nothing to say goodbye to.
             self.end = Some(End { close: Close::TakenOver, stage: Stage::Requests, until: Instant::now() });
@@ -638,7 +709,8 @@ impl Dedicated {
         }
         if let Some(end) = &mut self.end {
             end.until = end.until.max(Instant::now() + self.setup.config.grace);
-        } else if self.is_ready {
+        } else if self.is_ready && !self.is_told_down {
+            self.is_told_down = true;
             self.downlink.tell(Event::Down);
         }
     }
@@ -652,8 +724,20 @@ struct Connecting {
     will: Option<crate::wire::Will>,
 }
 
-async fn attempt(setup: Arc<Setup>, connecting: Connecting, delay: Duration) -> Result<(Connection, Connack), Lost> {
-    sleep(delay).await;
+/// Connects after a wait. A takeover is suspected since that many turns of the broker: it is one if the broker was there for others all
+/// the time.
+async fn attempt(
+    setup: Arc<Setup>,
+    connecting: Connecting,
+    wait: Duration,
+    suspicion: Option<u64>,
+) -> Result<(Connection, Connack), Lost> {
+    if let Some(turns) = suspicion
+        && setup.reach.is_there_since(turns).await
+    {
+        return Err(Lost::Disconnected(Reason::SESSION_TAKEN_OVER));
+    }
+    sleep(wait).await;
     let connect = Connect {
         client_id: &connecting.client_id,
         clean_start: connecting.clean_start,

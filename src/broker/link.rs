@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::{Notify, mpsc};
 
@@ -44,8 +45,6 @@ pub enum Command {
     Subscribe(RequestId, Subscription),
     /// One filter.
     Unsubscribe(RequestId, TopicFilter),
-    /// The session has ended so; what was asked before is finished first.
-    End(Close),
 }
 
 /// What the broker's side tells the session.
@@ -61,9 +60,11 @@ pub enum Event {
     Subscribed(RequestId, Result<Qos, Refusal>),
     /// The link is lost; it is being restored.
     Down,
+    /// The broker has lost the session: what it delivered before this can't be confirmed.
+    SessionLost,
     /// The link is back and the subscriptions with it.
     Up {
-        /// The broker still had the session.
+        /// The broker had the session all the time.
         session_present: bool,
     },
     /// The broker did not give a subscription back after it had lost the session.
@@ -136,8 +137,9 @@ impl Abilities {
 /// A session's end of its link.
 #[derive(Debug)]
 pub struct Link {
-    /// Waits while the broker's side is behind, so that a browser is read no faster than the broker takes.
-    pub commands: mpsc::Sender<Box<Command>>,
+    /// Waits while the broker's side is behind, so that a browser is read no faster than the broker takes. A command bears the moment at
+    /// which it was made: from then on its time runs.
+    pub commands: mpsc::Sender<(Instant, Box<Command>)>,
     /// What comes down.
     pub downlink: Arc<Downlink>,
 }
@@ -164,6 +166,12 @@ impl Handle {
     /// Somebody else connects with this link's client identifier: the link gives way.
     pub fn take_over(&self) {
         self.downlink.lock().taken_over = true;
+        self.downlink.to_link.raise();
+    }
+
+    /// The session has ended so, and hangs up: what it asked before is finished first. Waits for no room among the commands.
+    pub fn end(&self, close: Close) {
+        self.downlink.lock().ended_by.get_or_insert(close);
         self.downlink.to_link.raise();
     }
 
@@ -202,6 +210,7 @@ struct State {
     confirmations: Vec<Receipt>,
     excess: Excess,
     taken_over: bool,
+    ended_by: Option<Close>,
     abandoned: bool,
     is_draining: bool,
     /// Deliveries and bytes as the gauges know them.
@@ -269,6 +278,11 @@ impl Downlink {
     /// Link: whether it is to give way to another connection of the same client.
     pub fn is_taken_over(&self) -> bool {
         self.lock().taken_over
+    }
+
+    /// Link: how the session has ended, if it has.
+    pub fn ended_by(&self) -> Option<Close> {
+        self.lock().ended_by
     }
 
     /// Link: whether it is to end without a goodbye.

@@ -58,8 +58,8 @@ struct Known {
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     standing: Standing,
-    /// How often it could be reached no longer.
-    outages: u64,
+    /// How often it came and went.
+    turns: u64,
     /// How often it has answered.
     answers: u64,
 }
@@ -70,33 +70,40 @@ impl Reach {
         self.0.seen.borrow().standing
     }
 
-    /// How often the broker could be reached no longer: not by one connection, but by the one that watches it.
-    pub(super) fn outages(&self) -> u64 {
-        self.0.seen.borrow().outages
+    /// How often the broker came and went: not for one connection, but for the one that watches it.
+    pub(super) fn turns(&self) -> u64 {
+        self.0.seen.borrow().turns
     }
 
-    /// Whether the broker has been there for others all the time since that many outages, as it shows when it is asked now. Where
-    /// nobody reached it for long, nobody can tell, and this says yes.
-    pub(super) async fn is_there_since(&self, outages: u64) -> bool {
+    /// Whether the broker has been there for others all the time since that many turns, as it shows when it is asked now. Where the
+    /// watch has never reached it, nobody can tell, and this says yes.
+    pub(super) async fn is_there_since(&self, turns: u64) -> bool {
         let mut seen = self.0.seen.subscribe();
         let answers = seen.borrow().answers;
-        self.0.asked.notify_one();
-        let is_told = |seen: &Seen| {
+        loop {
+            let now = *seen.borrow_and_update();
+            if now.turns != turns || now.standing != Standing::Up {
+                return now.turns == 0;
+            }
             // The first answer may be on its way since before the question.
-            seen.outages != outages || seen.standing != Standing::Up || seen.answers >= answers + 2
-        };
-        while !is_told(&seen.borrow_and_update()) {
-            self.0.asked.notify_one();
+            if now.answers >= answers + 2 {
+                return true;
+            }
+            self.ask();
             if seen.changed().await.is_err() {
-                break;
+                return false;
             }
         }
-        seen.borrow().outages == outages
+    }
+
+    /// Somebody knows better, or wants to know: the broker is to be asked now.
+    pub(super) fn ask(&self) {
+        self.0.asked.notify_one();
     }
 
     fn set(&self, standing: Standing) {
         self.0.seen.send_modify(|seen| {
-            seen.outages += if seen.standing == Standing::Up && standing != Standing::Up { 1 } else { 0 };
+            seen.turns += if (seen.standing == Standing::Up) != (standing == Standing::Up) { 1 } else { 0 };
             seen.answers += if standing == Standing::Up { 1 } else { 0 };
             seen.standing = standing;
         });
@@ -104,9 +111,9 @@ impl Reach {
     }
 
     /// Until it is time to ask again.
-    async fn pause(&self) {
+    async fn pause(&self, time: Duration) {
         select! {
-            () = sleep(INTERVAL) => {}
+            () = sleep(time) => {}
             () = self.0.asked.notified() => {}
         }
     }
@@ -132,7 +139,7 @@ async fn watch(setup: &Setup, target: &Target) {
             warn!(broker = %target, %lost, "the broker cannot be reached");
             told = Some(text);
         }
-        sleep(INTERVAL / 2).await;
+        setup.reach.pause(INTERVAL / 2).await;
     }
 }
 
@@ -155,7 +162,7 @@ async fn connected(setup: &Setup, target: &Target, client_id: &str) -> Lost {
             Err(_) => return Lost::TimedOut,
         }
         select! {
-            () = setup.reach.pause() => {}
+            () = setup.reach.pause(INTERVAL) => {}
             lost = end(&mut connection) => return lost,
         }
     }
@@ -209,7 +216,7 @@ async fn death(embedded: &Embedded, reach: &Reach) -> ProbeError {
                 }
                 failures = Failures::default();
                 reach.set(Standing::Up);
-                reach.pause().await;
+                reach.pause(INTERVAL).await;
             }
             Err(error) if failures.are_death(&error) => return error,
             Err(error) => {
@@ -267,17 +274,17 @@ impl Restarts {
 mod tests {
     use super::*;
 
-    fn outlived(reach: &Reach, outages: u64) -> tokio::task::JoinHandle<bool> {
+    fn outlived(reach: &Reach, turns: u64) -> tokio::task::JoinHandle<bool> {
         let reach = reach.clone();
-        tokio::spawn(async move { reach.is_there_since(outages).await })
+        tokio::spawn(async move { reach.is_there_since(turns).await })
     }
 
     #[tokio::test]
     async fn a_broker_is_there_for_others_once_it_has_answered_what_was_asked_after_the_question() {
         let reach = Reach::default();
         reach.set(Standing::Up);
-        let outages = reach.outages();
-        let asked = outlived(&reach, outages);
+        let turns = reach.turns();
+        let asked = outlived(&reach, turns);
         tokio::task::yield_now().await;
         reach.set(Standing::Up);
         tokio::task::yield_now().await;
@@ -285,18 +292,20 @@ mod tests {
         reach.set(Standing::Up);
         assert!(asked.await.expect("it ends"));
 
-        let asked = outlived(&reach, outages);
+        let asked = outlived(&reach, turns);
         tokio::task::yield_now().await;
         reach.set(Standing::Down);
         assert!(!asked.await.expect("it ends"), "it went away for all");
         reach.set(Standing::Up);
-        assert!(!outlived(&reach, outages).await.expect("it ends"), "it was away in between");
+        assert!(!outlived(&reach, turns).await.expect("it ends"), "it was away in between");
+        reach.set(Standing::Down);
+        assert!(!outlived(&reach, reach.turns()).await.expect("it ends"), "it is away for the watch");
     }
 
     #[tokio::test]
     async fn of_a_broker_that_the_watch_never_reached_nothing_can_be_told() {
         let reach = Reach::default();
-        assert!(reach.is_there_since(reach.outages()).await);
+        assert!(reach.is_there_since(reach.turns()).await);
     }
 
     #[test]
@@ -338,7 +347,7 @@ mod tests {
             let tending = async {
                 let error = death(&embedded, &reach).await;
                 assert!(matches!(error, ProbeError::Silent { .. }), "{error}");
-                assert_eq!((reach.standing(), reach.outages()), (Standing::Down, 1));
+                assert_eq!((reach.standing(), reach.turns()), (Standing::Down, 2));
                 embedded.restart().expect("another rumqttd");
                 let before = embedded.link_address();
                 let mut seen = reach.0.seen.subscribe();

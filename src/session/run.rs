@@ -180,13 +180,11 @@ struct Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let Some(place) = self.place.take() else { return };
-        let (commands, handle, close) = (self.link.commands.clone(), self.link.handle(), self.close);
+        let handle = self.link.handle();
+        handle.end(self.close);
         let context = self.context.clone();
         self.context.tasks.spawn(async move {
-            let ending = async {
-                let _ = commands.send(Box::new(Command::End(close))).await;
-                handle.ended().await;
-            };
+            let ending = handle.ended();
             tokio::pin!(ending);
             select! {
                 () = &mut ending => {}
@@ -277,7 +275,7 @@ struct Open<'a, S> {
     context: &'a Context,
     settings: &'a Settings,
     /// For the broker's side, as it has room.
-    commands: VecDeque<Box<Command>>,
+    commands: VecDeque<(StdInstant, Box<Command>)>,
     /// What is being written.
     batch: Batch,
     last_life: Instant,
@@ -472,7 +470,7 @@ impl<'a, S: Socket> Open<'a, S> {
             match effect {
                 Effect::Reply(reply) => self.peer.reply(reply),
                 Effect::Renew(msgid) => self.peer.reply(auth_response(msgid)),
-                Effect::Ask(command) => self.commands.push_back(command),
+                Effect::Ask(command) => self.commands.push_back((StdInstant::now(), command)),
                 Effect::Confirm(receipt) => self.link.downlink.confirm([receipt]),
                 Effect::Published(qos, after) => metrics::publish_answered(qos, after),
                 Effect::Close(close) => return Err(close),
@@ -561,7 +559,10 @@ impl<'a, S: Socket> Open<'a, S> {
 }
 
 /// Gives the broker's side one command when it has room; the error says that it is gone. Safe to drop half-way.
-async fn hand_over(to: &mpsc::Sender<Box<Command>>, commands: &mut VecDeque<Box<Command>>) -> Result<(), ()> {
+async fn hand_over(
+    to: &mpsc::Sender<(StdInstant, Box<Command>)>,
+    commands: &mut VecDeque<(StdInstant, Box<Command>)>,
+) -> Result<(), ()> {
     let permit = to.reserve().await.map_err(drop)?;
     if let Some(command) = commands.pop_front() {
         permit.send(command);

@@ -288,10 +288,11 @@ impl State {
             Event::Overdue(request, refusal) => self.on_overdue(request, refusal),
             Event::Subscribed(request, result) => self.on_subscribed(request, result),
             Event::Down => vec![Effect::Reply(Reply::Broker { status: "down", session_present: None })],
+            Event::SessionLost => {
+                self.unacked.clear();
+                Vec::new()
+            }
             Event::Up { session_present } => {
-                if !session_present {
-                    self.unacked.clear();
-                }
                 vec![Effect::Reply(Reply::Broker { status: "up", session_present: Some(session_present) })]
             }
             Event::SubscriptionLost(filter, refusal) => {

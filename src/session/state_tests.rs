@@ -95,7 +95,6 @@ impl Told {
             Command::Publish(request, _) | Command::Subscribe(request, _) | Command::Unsubscribe(request, _) => {
                 *request
             }
-            Command::End(_) => panic!("nobody ends"),
         });
         requests.collect()
     }
@@ -493,9 +492,14 @@ fn acks_are_void_when_the_broker_has_lost_the_session() {
         let mut scene = Scene::new();
         scene.state.on_delivery(&delivery("d", 1, Ack::Manual));
         assert_eq!(scene.event(Event::Down).said(), [json!({"type": "broker", "status": "down"})]);
+        if !session_present {
+            assert_eq!(scene.event(Event::SessionLost).said(), Vec::<Value>::new());
+        }
+        scene.state.on_delivery(&delivery("restored", 2, Ack::Manual));
         let up = json!({"type": "broker", "status": "up", "sessionPresent": session_present});
         assert_eq!(scene.event(Event::Up { session_present }).said(), [up]);
         assert_eq!(scene.send(ack("d")).confirmed().len() == 1, session_present);
+        assert_eq!(scene.send(ack("restored")).confirmed().len(), 1, "the new session brought it");
     }
 }
 

@@ -4,6 +4,7 @@ mod support;
 
 mod bad_input;
 mod bridge;
+mod broken_brokers;
 mod delivery;
 mod drain;
 #[cfg(feature = "embedded-broker")]

@@ -9,46 +9,46 @@ use serde_json::{Value, json};
 use crate::support::Browser;
 use crate::support::scripted::{Link, Packet, ScriptedBroker};
 
-const PUBACK: u8 = 0x40;
-const PUBREC: u8 = 0x50;
+pub const PUBACK: u8 = 0x40;
+pub const PUBREC: u8 = 0x50;
 const PUBREL: u8 = 0x62;
 const PUBCOMP: u8 = 0x70;
-const SUBACK: u8 = 0x90;
+pub const SUBACK: u8 = 0x90;
 const UNSUBACK: u8 = 0xB0;
-const DISCONNECT: u8 = 0xE0;
+pub const DISCONNECT: u8 = 0xE0;
 const DUP: u8 = 0x08;
-const QOS_1: u8 = 0x02;
+pub const QOS_1: u8 = 0x02;
 const QOS_2: u8 = 0x04;
 
 /// Asks for a publish; its msgid is its payload.
-async fn publish(browser: &mut Browser, payload: &str, qos: u8) {
+pub async fn publish(browser: &mut Browser, payload: &str, qos: u8) {
     browser.send(json!({"type": "publish", "topic": "a", "payload": payload, "qos": qos, "msgid": payload})).await;
 }
 
-async fn expect_ack(browser: &mut Browser, msgid: &str) {
+pub async fn expect_ack(browser: &mut Browser, msgid: &str) {
     let ack = browser.expect("ack").await;
     assert_eq!(ack["msgid"], msgid, "{ack}");
 }
 
-async fn expect_error(browser: &mut Browser, msgid: &str, code: &str) -> Value {
+pub async fn expect_error(browser: &mut Browser, msgid: &str, code: &str) -> Value {
     let error = browser.expect("error").await;
     assert_eq!((&error["msgid"], &error["code"]), (&json!(msgid), &json!(code)), "{error}");
     error
 }
 
-async fn expect_up(browser: &mut Browser, session_present: bool) {
+pub async fn expect_up(browser: &mut Browser, session_present: bool) {
     let frame = browser.expect("broker").await;
     assert_eq!((&frame["status"], &frame["sessionPresent"]), (&json!("up"), &json!(session_present)), "{frame}");
 }
 
 /// Breaks the link; the browser is told.
-async fn cut(browser: &mut Browser, link: Link) {
+pub async fn cut(browser: &mut Browser, link: Link) {
     drop(link);
     assert_eq!(browser.expect("broker").await["status"], "down");
 }
 
 /// Subscribes with these options, which the broker grants; returns the subscription identifier.
-async fn subscribe(browser: &mut Browser, link: &mut Link, mut frame: Value) -> Option<usize> {
+pub async fn subscribe(browser: &mut Browser, link: &mut Link, mut frame: Value) -> Option<usize> {
     frame["type"] = json!("subscribe");
     browser.send(frame).await;
     let id = link.grant().await;
@@ -57,7 +57,7 @@ async fn subscribe(browser: &mut Browser, link: &mut Link, mut frame: Value) -> 
 }
 
 /// The session works: what it publishes arrives and is acked.
-async fn works(browser: &mut Browser, link: &mut Link) {
+pub async fn works(browser: &mut Browser, link: &mut Link) {
     publish(browser, "still here", 1).await;
     let packet = link.next_publish().await;
     assert_eq!(packet.payload, "still here");
@@ -349,13 +349,12 @@ async fn a_subscription_that_the_broker_of_the_next_link_has_no_room_for_is_told
             link.let_in(false, &[]).await;
             link.next_subscribe().await;
             drop(link);
-            assert_eq!(browser.expect("broker").await["status"], "down");
         }
         let mut link = broker.next_link().await;
         link.let_in(session_present, &[0x27, 0, 0, 0, 100]).await;
         let ended = browser.expect("unsubscribed").await["topics"][0].clone();
         assert_eq!((&ended["topic"], &ended["error"]), (&json!(filter), &json!("payload_too_large")));
-        expect_up(&mut browser, session_present).await;
+        expect_up(&mut browser, false).await;
         works(&mut browser, &mut link).await;
     }
 }
@@ -386,6 +385,8 @@ async fn a_broker_that_turns_the_session_away_for_now_is_asked_again() {
         link.let_in(false, &[]).await;
         browser.expect("auth_response").await;
         browser.expect("welcome").await;
+        // Before its link is dropped, or it would knock again.
+        browser.leave().await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-use super::{Dedicated, GOODBYE, LAST_REQUESTS, Origin};
+use super::{Dedicated, GOODBYE, LAST_REQUESTS, LAST_REQUESTS_OF_DRAINED, LAST_REQUESTS_OF_PREDECESSOR, Origin};
 use crate::broker::connection::{Connection, Lost};
 use crate::mqtt::Qos;
 use crate::mqtt::inflight::Request;
@@ -34,30 +34,62 @@ impl Dedicated {
     pub(super) fn owes_goodbye(&self, end: &End) -> bool {
         self.opening.will.is_some()
             && !self.setup.is_embedded()
-            && (!end.close.fires_will() || end.stage == Stage::Will)
+            && (!end.close.fires_will() || !self.is_ready || end.stage == Stage::Will)
     }
 
-    pub(super) fn is_done_offline(&self) -> bool {
+    /// `is_asking`: CONNECT may be on its way, and nobody knows whether the broker takes it.
+    pub(super) fn is_done_offline(&self, is_asking: bool) -> bool {
         if self.is_abandoned {
             return true;
         }
         let Some(end) = &self.end else { return false };
-        Instant::now() >= end.until
-            || (self.outgoing.is_empty() && !self.owes_goodbye(end))
-            || !self.is_connected_once()
+        if Instant::now() >= end.until {
+            return true;
+        }
+        if !self.is_connected_once() {
+            // A broker that has taken it would publish the will of a session that never was.
+            return !is_asking;
+        }
+        self.is_idle() && !self.owes_goodbye(end)
     }
 
-    pub(super) fn begin_end(&mut self, close: Close, patience: Duration) {
+    /// All that was asked is answered.
+    fn is_idle(&self) -> bool {
+        self.is_hung_up && self.outgoing.is_empty()
+    }
+
+    pub(super) fn begin_end(&mut self, close: Close, is_online: bool) {
+        let patience = match close {
+            Close::TakenOver => LAST_REQUESTS_OF_PREDECESSOR,
+            Close::Drain if is_online => LAST_REQUESTS_OF_DRAINED,
+            _ if is_online => LAST_REQUESTS,
+            _ if !self.is_connected_once() => self.setup.config.connect_timeout,
+            // There may be a will to withdraw, which takes as long as the broker holds it.
+            _ => self.setup.config.grace,
+        };
         self.end = Some(End { close, stage: Stage::Requests, until: Instant::now() + patience });
+    }
+
+    /// With a connection again: the goodbye must not wait for requests as long as it waited for the connection.
+    pub(super) fn hasten_end(&mut self) {
+        if let Some(end) = &mut self.end
+            && end.stage != Stage::WillDelay
+        {
+            end.until = end.until.min(Instant::now() + LAST_REQUESTS);
+        }
     }
 
     /// Moves an ended session on; says whether it is time to leave the broker.
     pub(super) fn is_leaving(&mut self, connection: &mut Connection) -> bool {
+        if self.end.is_some() && !self.is_ready {
+            // It was never open, so it has no last requests and no will.
+            return true;
+        }
         loop {
+            let idle = self.is_idle();
             let Some(end) = &mut self.end else { return false };
             let now = Instant::now();
             let passed = now >= end.until;
-            let idle = self.outgoing.is_empty();
             match (end.stage, &self.opening.will) {
                 (Stage::Requests, _) if !idle && !passed => return false,
                 // The broker waits for that long anyway: it has the will.
@@ -80,7 +112,7 @@ impl Dedicated {
                     }
                 }
                 (Stage::WillDelay, _) => return false,
-                (Stage::Will, _) if !idle && !passed => return false,
+                (Stage::Will, _) if !self.outgoing.is_empty() && !passed => return false,
                 (Stage::Requests | Stage::Will, _) => return true,
             }
         }
@@ -91,7 +123,7 @@ impl Dedicated {
         let expiry = if self.opening.clean { 0 } else { self.opening.session_expiry };
         let left_to_broker = match (&self.end, &self.opening.will) {
             (Some(End { close, stage: Stage::Requests, .. }), Some(will))
-                if close.fires_will() && self.setup.holds(will) =>
+                if close.fires_will() && self.is_ready && self.setup.holds(will) =>
             {
                 Some(will)
             }

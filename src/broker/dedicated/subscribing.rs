@@ -1,5 +1,7 @@
 //! The subscriptions of a link: asked for, granted, restored, taken back.
 
+use std::time::Instant;
+
 use super::{Dedicated, Origin};
 use crate::broker::connection::Connection;
 use crate::broker::link::Event;
@@ -26,7 +28,7 @@ impl Dedicated {
                             self.opened[index] = Some(Ok(granted));
                         }
                     }
-                    self.ask_subscribe(Origin::Opening(index, Box::new(subscription)));
+                    self.ask_subscribe(Instant::now(), Origin::Opening(index, Box::new(subscription)));
                 }
             }
         }
@@ -41,7 +43,7 @@ impl Dedicated {
             }
             // A request for the filter that waits for its answer is made again by itself, and goes before what was.
             if !self.origins.values().any(|origin| origin.filter() == Some(&subscription.filter)) {
-                self.ask_subscribe(Origin::Restore(Box::new(subscription)));
+                self.ask_subscribe(Instant::now(), Origin::Restore(Box::new(subscription)));
             }
         }
     }
@@ -51,7 +53,7 @@ impl Dedicated {
         if self.restoring > 0 {
             self.restoring -= 1;
             if self.restoring == 0 {
-                self.downlink.tell(Event::Up { session_present: false });
+                self.tell_up();
             }
         }
     }
@@ -76,7 +78,7 @@ impl Dedicated {
         }
     }
 
-    pub(super) fn ask_subscribe(&mut self, origin: Origin) {
+    pub(super) fn ask_subscribe(&mut self, made: Instant, origin: Origin) {
         let (Origin::Subscribe(_, subscription) | Origin::Opening(_, subscription) | Origin::Restore(subscription)) =
             &origin
         else {
@@ -89,10 +91,10 @@ impl Dedicated {
             options.retain_handling = 2;
         }
         let request = Request::Subscribe { subscription_id: subscription_id(&filter), options, filter };
-        self.ask(request, origin);
+        self.ask_since(made, request, origin);
     }
 
-    pub(super) fn on_unsubscribe_command(&mut self, id: RequestId, filter: TopicFilter) {
+    pub(super) fn on_unsubscribe_command(&mut self, (id, made): (RequestId, Instant), filter: TopicFilter) {
         let size = packet::unsubscribe_size(filter.as_str());
         if let Some(reason) = self.ready.as_ref().and_then(|ready| ready.abilities.refuse_size(size)) {
             return self.downlink.tell(Event::Answered(id, Err(Refusal::from_reason(reason))));
@@ -106,7 +108,7 @@ impl Dedicated {
             let subscription_id = subscription_id(&filter);
             self.ask(Request::Subscribe { filter: filter.clone(), options, subscription_id }, Origin::Own);
         }
-        self.ask(Request::Unsubscribe(filter.clone()), Origin::Unsubscribe(id, filter));
+        self.ask_since(made, Request::Unsubscribe(filter.clone()), Origin::Unsubscribe(id, filter));
     }
 
     /// While the broker is away, a browser that goes on asking must not fill the memory.
