@@ -372,6 +372,27 @@ mod closes {
     }
 
     #[tokio::test]
+    async fn a_client_that_sends_frames_and_no_pongs_is_alive() {
+        let mosquitto = Mosquitto::start().await;
+        let house = Gateway::start(&mosquitto.url(), "[session]\nheartbeat = 0.3").await;
+        let mut busy = Raw::connect(&house.address).await;
+        busy.text(r#"{"type":"ping"}"#).await;
+        assert_eq!(busy.next().await["type"], "welcome");
+        assert_eq!(busy.next().await["type"], "pong");
+        // More than the three pings after which silence ends a session.
+        let mut pings = 0;
+        while pings < 6 {
+            busy.text(r#"{"type":"ack","msgid":"none"}"#).await;
+            let (first, payload) = busy.frame().await;
+            assert_eq!(first, 0x89, "{}", String::from_utf8_lossy(&payload));
+            pings += 1;
+        }
+        busy.text(r#"{"type":"ping","msgid":1}"#).await;
+        assert_eq!(busy.next().await["msgid"], 1);
+        assert_eq!(busy.closed().await, 4001, "and when it is silent, it is given up");
+    }
+
+    #[tokio::test]
     async fn a_client_that_takes_nothing_is_given_up() {
         let mosquitto = Mosquitto::start().await;
         let house = Gateway::start(&mosquitto.url(), "[session]\nwrite_timeout = 1").await;

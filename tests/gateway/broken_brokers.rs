@@ -184,6 +184,22 @@ async fn full_backlog(port: u16) -> (TcpListener, Vec<TcpStream>) {
     (listener, queued)
 }
 
+#[tokio::test]
+async fn connections_that_fall_into_a_black_hole_are_given_up_for_new_ones() {
+    let mosquitto = Mosquitto::start().await;
+    let proxy = Proxy::before(mosquitto.port).await;
+    let house = Gateway::start(&proxy.url(), "[broker]\nkeep_alive = 1\nconnect_timeout = 1").await;
+    let (mut browser, _) = house.open(json!({"clientId": "anna", "clean": false})).await;
+    browser.subscribe_with(json!({"topic": "post", "qos": 1})).await;
+    proxy.swallow();
+    publish(&mut browser, "swallowed", 1).await;
+    expect_down(&mut browser).await;
+    expect_up(&mut browser, true).await;
+    expect_ack(&mut browser, "swallowed").await;
+    Device::publish(mosquitto.port, &["-t", "post", "-m", "back", "-q", "1"]).await;
+    assert_eq!(browser.next_delivery().await.1, "back");
+}
+
 // Silent, and full.
 
 #[tokio::test]
@@ -263,11 +279,14 @@ async fn whatever_the_outages_each_publish_is_answered_once() {
     let mut answers = HashMap::new();
     let mut expected = 0;
     for round in 0..8 {
-        match chance.random_range(0..4) {
+        match chance.random_range(0..7) {
             0 => proxy.cut(),
-            1 => proxy.hold(),
-            2 => proxy.cut_at(Way::ToGateway, Kind::Puback),
-            _ => proxy.cut_at(Way::ToBroker, Kind::Pubrel),
+            1 => proxy.reset(),
+            2 => proxy.hold(),
+            3 => proxy.hold_way(Way::Back),
+            4 => proxy.swallow(),
+            5 => proxy.cut_at(Way::Back, Kind::Puback),
+            _ => proxy.cut_at(Way::To, Kind::Pubrel),
         }
         for number in 0..chance.random_range(1..15) {
             let msgid = format!("{round}.{number}");
@@ -396,18 +415,20 @@ async fn two_links_that_are_cut_right_after_connack_while_others_live_are_a_take
     let (mut browser, link, _) = broker.open(&house, &[]).await;
     cut(&mut browser, link).await;
     for round in 0..2 {
-        // Attempts that were turned away or not answered are no reconnects.
-        broker.next_link().await.turn_away(0x88).await;
-        drop(broker.next_link().await);
-        broker.next_link().await.closed().await;
+        // An attempt that is turned away or not answered is no reconnect.
+        let mut link = broker.next_link().await;
+        if round == 0 {
+            link.turn_away(0x88).await;
+        }
+        link.closed().await;
         let mut link = broker.resumed().await;
         expect_up(&mut browser, true).await;
         publish(&mut browser, &round.to_string(), 1).await;
-        link.next_publish().await;
+        let id = link.next_publish().await.pkid;
+        link.ack(PUBACK, id, 0).await;
+        expect_ack(&mut browser, &round.to_string()).await;
         drop(link);
-        if round == 0 {
-            expect_down(&mut browser).await;
-        }
+        expect_down(&mut browser).await;
     }
     assert_eq!(browser.closed().await, 4009);
     assert_eq!(broker.count_links(), 0, "the other connection is not fought");
