@@ -66,13 +66,15 @@ impl Mistake {
         let column = text[line_start..self.span.start].chars().count() + 1;
 
         // Nothing is shown of what follows the fault, nor of a line that may hold a secret.
-        let shown = &text[line_start..self.span.end.clamp(self.span.start, line_end)];
-        let excerpt = match is_public(&text[..line_start], shown) {
+        let shown_end = self.span.end.clamp(self.span.start, line_end);
+        let shown = &text[line_start..shown_end];
+        let excerpt = match is_public(&text[..line_start], shown, &text[shown_end..line_end]) {
             true => {
                 let carets = "^".repeat((shown.chars().count() + 1).saturating_sub(column).max(1));
                 let shown = shown.replace('\t', " ");
                 let margin = " ".repeat(line.to_string().len());
-                format!("\n{margin} |\n{line} | {shown}\n{margin} | {:>1$}{carets}", "", column - 1)
+                let indent = " ".repeat(column - 1);
+                format!("\n{margin} |\n{line} | {shown}\n{margin} | {indent}{carets}")
             }
             false => String::new(),
         };
@@ -80,23 +82,86 @@ impl Mistake {
     }
 }
 
-/// Whether a part of a line holds no value yet, or the value of a setting that is known and no secret.
-fn is_public(before: &str, line: &str) -> bool {
+/// Whether the part of a line before `rest` is a section or a key, or the value of a setting that is known and no secret.
+fn is_public(before: &str, line: &str, rest: &str) -> bool {
     let is_inside_text = (before.matches("\"\"\"").count() + before.matches("'''").count()) % 2 == 1;
     let written = line.split(['=', '"', '\'']).next().unwrap_or(line);
     let key = written.rsplit('.').next().unwrap_or(written).trim();
     let mut known = every_setting().filter(|(_, known, _)| *known == key).peekable();
     let has_public_key = known.peek().is_some() && !known.any(|(section, key, _)| is_secret(section, key));
-    !is_inside_text && !line.contains('@') && (written == line || has_public_key)
+    // A line without a key may be one of a secret whose quotes are missing.
+    let is_section_or_key = written == line && (line.starts_with('[') || rest.trim_start().starts_with('='));
+    !is_inside_text && !line.contains('@') && (is_section_or_key || has_public_key)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
     use super::*;
+
+    const SECRET: &str = "hunter-31415";
+
+    /// A sound file with a secret in it.
+    const SOUND: &str = "\
+[http]
+listen = \"127.0.0.1:8080\" # é
+[broker]
+url = \"mqtt://broker\"
+username = \"tide\"
+password = \"hunter-31415\"
+client_key = \"\"\"
+hunter-31415
+\"\"\"
+keep_alive = 30
+[session]
+heartbeat = 2.5
+";
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_slip_in_a_file_is_told_without_its_secrets(
+            at: Index, cut in 0..3usize, put in "[\\n\\t \"'=.#é\\[\\]{}a-c0-9\\\\]{0,3}"
+        ) {
+            let mut text: Vec<_> = SOUND.chars().collect();
+            let at = at.index(text.len());
+            text.splice(at..(at + cut).min(text.len()), put.chars());
+            let text: String = text.into_iter().collect();
+            if let Err(mistake) = judge(&text) {
+                let told = mistake.tell(Path::new("tidegate.toml"), &text).to_string();
+                let is_whole = text.contains(SECRET);
+                prop_assert!(!(is_whole && told.contains(SECRET)), "{}\n{}", text, told);
+            }
+        }
+
+        #[test]
+        fn any_text_is_a_configuration_or_a_mistake_that_can_be_told(text in prop_oneof![any::<String>(), "[\\[\\]a-c=.\"'\\n\\r\\t# 0é]{0,40}"]) {
+            if let Err(mistake) = judge(&text) {
+                let line = text.lines().count().max(1);
+                let ConfigError::File { line: told, .. } = mistake.tell(Path::new("x"), &text) else { panic!() };
+                prop_assert!(told <= line + 1);
+            }
+        }
+    }
 
     fn told(text: &str) -> String {
         let mistake = judge(text).err().unwrap_or_else(|| panic!("no mistake in {text:?}"));
         mistake.tell(Path::new("tidegate.toml"), text).to_string()
+    }
+
+    #[test]
+    fn a_line_of_a_secret_without_its_quotes_is_not_shown() {
+        let told = told("[broker]\npassword =\"\"\nhunter-31415\n");
+        assert!(told.contains("line 3, column 13") && !told.contains(SECRET), "{told}");
+    }
+
+    #[test]
+    fn a_mistake_in_the_longest_line_is_told_too() {
+        let text = format!("{}x =", " ".repeat(100_000));
+        assert!(told(&text).starts_with("tidegate.toml, line 1, column 100004: "));
     }
 
     #[test]
