@@ -115,7 +115,22 @@ impl From<Level> for String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Also together with what is added to it.
+        #[test]
+        fn what_is_taken_for_a_level_makes_a_filter(
+            parts in prop::collection::vec("info|WARN|off|rumqttd|tidegate::x|[=,\\[\\]{}\". a-z0-9é]{1,3}", 0..8)
+        ) {
+            if let Ok(level) = parts.concat().parse::<Level>() {
+                level.filter();
+                prop_assert_eq!(String::from(level.clone()).parse(), Ok(level));
+            }
+        }
+    }
 
     #[test]
     fn a_level_is_a_known_word_or_a_list_of_directives() {

@@ -174,9 +174,30 @@ mod tests {
     use std::num::{NonZeroU16, NonZeroUsize};
     use std::time::Duration;
 
+    use proptest::prelude::*;
     use toml::Value;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_duration_is_from_a_millisecond_to_a_year_and_comes_back_as_written(
+            seconds in prop_oneof![any::<f64>().prop_map(Value::from), any::<i64>().prop_map(Value::from), (0..100_000_000i64).prop_map(Value::from), (0.0..1e8).prop_map(Value::from)]
+        ) {
+            if let Ok(duration) = super::seconds::deserialize(seconds) {
+                prop_assert!((0.001..=31_536_000.0).contains(&duration.as_secs_f64()));
+                let value = Value::try_from(Written(duration)).expect("TOML");
+                prop_assert_eq!(super::seconds::deserialize(value), Ok(duration));
+            }
+        }
+
+        #[test]
+        fn a_count_is_a_whole_number_that_fits(number: i64) {
+            let taken = count::<_, NonZeroU16>(Value::from(number));
+            prop_assert_eq!(taken.is_ok(), (1..=65_535).contains(&number));
+            prop_assert!(taken.is_ok_and(|taken| i64::from(taken.get()) == number) || !(1..=65_535).contains(&number));
+        }
+    }
 
     fn parsed(value: &str) -> Value {
         value.parse().expect("the test's value is TOML")
@@ -227,4 +248,7 @@ mod tests {
         let refusal = secret::deserialize(parsed("31415")).unwrap_err().to_string();
         assert!(!refusal.contains("31415"), "{refusal}");
     }
+
+    #[derive(serde::Serialize)]
+    struct Written(#[serde(serialize_with = "super::seconds::serialize")] Duration);
 }

@@ -65,7 +65,30 @@ fn version_in(head: &[u8]) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn the_version_is_where_the_standard_has_it(
+            length in prop::collection::vec(0x80..=0xFFu8, 0..3), last in 0..0x80u8, is_old: bool, version: u8, cut in 0..16usize
+        ) {
+            let name: &[u8] = if is_old { b"\0\x06MQIsdp" } else { b"\0\x04MQTT" };
+            let head = [&[0x10], &length[..], &[last], name, &[version]].concat();
+            prop_assert_eq!(version_in(&head), Some(version));
+            prop_assert_eq!(version_in(&head[..cut.min(head.len() - 1)]), None);
+        }
+
+        #[test]
+        fn any_head_may_be_looked_at(head: [u8; 16], name in 0..15usize) {
+            version_in(&head);
+            let mut named = head;
+            named[0] = 0x10;
+            named[name..name + 2].copy_from_slice(b"MQ");
+            version_in(&named);
+        }
+    }
 
     #[test]
     fn the_version_is_found_however_long_the_packet_is() {

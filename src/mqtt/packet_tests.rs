@@ -254,6 +254,60 @@ proptest! {
         prop_assert_eq!(disconnect.properties.expect("properties").session_expiry_interval, Some(expiry));
     }
 
+    /// An independent implementation writes what we read.
+    #[test]
+    fn what_rumqttc_answers_is_read(number in 1..=u16::MAX, codes in proptest::collection::vec(0..3u8, 1..20), present: bool, maximum in 1..=u16::MAX) {
+        use rumqttc::v5::mqttbytes::{QoS, v5 as theirs};
+        let qos = |code: &u8| [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce][usize::from(*code)];
+        let properties = theirs::ConnAckProperties {
+            session_expiry_interval: None,
+            receive_max: Some(maximum),
+            max_qos: None,
+            retain_available: None,
+            max_packet_size: Some(70_000),
+            assigned_client_identifier: Some("café".to_owned()),
+            topic_alias_max: None,
+            reason_string: None,
+            user_properties: vec![("a".to_owned(), "b".to_owned())],
+            wildcard_subscription_available: None,
+            subscription_identifiers_available: Some(0),
+            shared_subscription_available: None,
+            server_keep_alive: Some(maximum),
+            response_information: None,
+            server_reference: None,
+            authentication_method: None,
+            authentication_data: None,
+        };
+        let mut bytes = BytesMut::new();
+        let code = theirs::ConnectReturnCode::Success;
+        theirs::ConnAck { session_present: present, code, properties: Some(properties) }.write(&mut bytes).expect("written");
+        let granted = codes.iter().map(|code| theirs::SubscribeReasonCode::Success(qos(code))).collect();
+        theirs::SubAck { pkid: number, return_codes: granted, properties: None }.write(&mut bytes).expect("written");
+        theirs::PubAck { pkid: number, reason: theirs::PubAckReason::QuotaExceeded, properties: None }.write(&mut bytes).expect("written");
+        theirs::PubRec { pkid: number, reason: theirs::PubRecReason::Success, properties: None }.write(&mut bytes).expect("written");
+        theirs::PubComp { pkid: number, reason: theirs::PubCompReason::Success, properties: None }.write(&mut bytes).expect("written");
+
+        let mut packets = Vec::new();
+        while let Some(packet) = read(&mut bytes, 1 << 20).expect("read") {
+            packets.push(packet);
+        }
+        let number = id(number);
+        let mut connack = Connack::new(present, Reason::SUCCESS);
+        connack.receive_maximum = maximum;
+        connack.assigned_client_id = Some("café".to_owned());
+        connack.server_keep_alive = Some(maximum);
+        connack.maximum_packet_size = 70_000;
+        connack.subscription_ids_available = false;
+        prop_assert_eq!(packets, [
+            Packet::Connack(connack),
+            Packet::Suback(number, codes.into_iter().map(Reason).collect()),
+            Packet::Puback(number, Reason::QUOTA_EXCEEDED),
+            Packet::Pubrec(number, Reason::SUCCESS),
+            Packet::Pubcomp(number, Reason::SUCCESS),
+        ]);
+        prop_assert!(bytes.is_empty());
+    }
+
     #[test]
     fn arbitrary_bytes_never_panic(bytes: Vec<u8>, first in 0x20..0xF0u8) {
         let mut buffer = BytesMut::from(&[first, bytes.len().min(127) as u8][..]);
