@@ -315,7 +315,7 @@ impl Dedicated {
             self.write_due(connection);
             if self.is_abandoned {
                 // A broker that was not told keeps the will, and publishes it.
-                let keeps_will = self.end.as_ref().is_none_or(|end| end.close.fires_will());
+                let keeps_will = self.end.as_ref().is_none_or(|end| end.close.fires_will() && self.is_ready);
                 return if keeps_will { Ok(()) } else { self.leave(connection).await };
             }
             if self.is_leaving(connection) {

@@ -184,15 +184,13 @@ impl Drop for Attached {
         handle.end(self.close);
         let context = self.context.clone();
         self.context.tasks.spawn(async move {
-            let ending = handle.ended();
-            tokio::pin!(ending);
             select! {
-                () = &mut ending => {}
+                () = handle.ended() => {}
                 () = context.closing.cancelled() => {
                     let until = context.drain.plan().left.min(Instant::now() + LINGER);
-                    if timeout_at(until, &mut ending).await.is_err() {
+                    if timeout_at(until, handle.ended()).await.is_err() {
                         handle.abandon();
-                        ending.await;
+                        handle.ended().await;
                     }
                 }
             }

@@ -75,7 +75,8 @@ impl Dedicated {
         if let Some(end) = &mut self.end
             && end.stage != Stage::WillDelay
         {
-            end.until = end.until.min(Instant::now() + LAST_REQUESTS);
+            let patience = if end.close == Close::Drain { LAST_REQUESTS_OF_DRAINED } else { LAST_REQUESTS };
+            end.until = end.until.min(Instant::now() + patience);
         }
     }
 
