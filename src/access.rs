@@ -1,5 +1,15 @@
-//! Who may do what, and how often. Free of sockets and clocks.
+//! Who comes in, how many at a time and how often: rules as values, free of sockets and clocks.
 
+pub mod addresses;
+pub mod admission;
+mod config;
+mod newcomers;
 pub mod rate;
+mod reason;
 
+pub use addresses::{Address, Network};
+pub use admission::{Admission, Visit};
+pub use config::Config;
+pub use newcomers::Newcomers;
 pub use rate::Rate;
+pub use reason::Reason;

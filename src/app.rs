@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::broker::{self, Broker, Standing};
 use crate::config::{Change, Config, ConfigError};
 use crate::log::Log;
-use crate::session::{Context, Roster, Settings};
+use crate::session::{Context, Entrance, Lobby, Roster, Settings};
 use crate::shutdown::Drain;
 use crate::{http, metrics, systemd};
 
@@ -34,7 +33,8 @@ pub struct App {
     config: Config,
     log: Log,
     /// Operators look on while the gateway drains.
-    admin: JoinHandle<()>,
+    admin: TaskTracker,
+    admin_lobby: Arc<Lobby>,
     over: CancellationToken,
 }
 
@@ -75,6 +75,8 @@ impl App {
             broker_timeout,
             broker,
             roster: Roster::default(),
+            entrance: Entrance::new(&config.connections),
+            lobby: Lobby::new(&config.connections),
             tasks,
             closing,
             drain,
@@ -82,10 +84,19 @@ impl App {
         let (listen, admin_listen) = (listener.address()?, admin_listener.address()?);
         let closing = &context.closing;
         context.tasks.spawn(closing.clone().run_until_cancelled_owned(metrics::upkeep(page.clone())));
-        context.tasks.spawn(serve(http::serve(listener, context.clone(), closing.clone())));
-        let admin = tokio::spawn(serve(http::serve_admin(admin_listener, context.clone(), page, over.clone())));
+        // A lobby for each: a crowd of browsers keeps no operator out.
+        let terms = |lobby: &Arc<Lobby>, tasks: &TaskTracker, closing: &CancellationToken| http::Terms {
+            config: config.http.clone(),
+            context: context.clone(),
+            lobby: lobby.clone(),
+            tasks: tasks.clone(),
+            closing: closing.clone(),
+        };
+        let (admin, admin_lobby) = (TaskTracker::new(), Lobby::new(&config.connections));
+        context.tasks.spawn(http::serve(listener, terms(&context.lobby, &context.tasks, closing)));
+        admin.spawn(http::serve_admin(admin_listener, page, terms(&admin_lobby, &admin, &over)));
         tokio::spawn(systemd::watchdog());
-        Ok(App { listen, admin_listen, context, config, log, admin, over })
+        Ok(App { listen, admin_listen, context, config, log, admin, admin_lobby, over })
     }
 
     /// Tells the service manager that the gateway serves: when the broker was reached, or a moment later without it.
@@ -133,6 +144,9 @@ impl App {
             self.log.set_level(&next.log.level);
         }
         self.context.settings.store(Arc::new(settings(&next)));
+        self.context.entrance.set_limits(&next.connections);
+        self.context.lobby.set_limits(&next.connections);
+        self.admin_lobby.set_limits(&next.connections);
         self.config = next;
     }
 
@@ -158,13 +172,8 @@ impl App {
             warn!("the deadline has passed (shutdown.deadline): what was left is cut off");
         }
         self.over.cancel();
-        let _ = timeout(LAST_LOOK, self.admin).await;
-    }
-}
-
-async fn serve(serving: impl Future<Output = io::Result<()>>) {
-    if let Err(error) = serving.await {
-        error!(%error, "a listener has failed");
+        self.admin.close();
+        let _ = timeout(LAST_LOOK, self.admin.wait()).await;
     }
 }
 

@@ -20,7 +20,7 @@ use toml::{Table, Value};
 pub use self::changes::Change;
 pub use self::environment::environment;
 pub use self::flags::Flags;
-use crate::{broker, delivery, http, log, session, shutdown, wire};
+use crate::{access, broker, delivery, http, log, session, shutdown, wire};
 
 /// A configuration file with every setting, its meaning and, as a comment, its default.
 pub const TEMPLATE: &str = include_str!("config/default.toml");
@@ -31,6 +31,8 @@ pub const TEMPLATE: &str = include_str!("config/default.toml");
 pub struct Config {
     /// Where Tidegate listens.
     pub http: http::Config,
+    /// How many may connect.
+    pub connections: access::Config,
     /// Which broker stands behind it.
     pub broker: broker::Config,
     /// What a browser session may take and have.

@@ -2,6 +2,8 @@
 
 use std::io::{self, IsTerminal};
 use std::str::FromStr;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::layer::SubscriberExt;
@@ -53,6 +55,34 @@ impl Log {
     /// Lines are judged by this level from now on.
     pub fn set_level(&self, level: &Level) {
         self.0.reload(level.filter()).expect("the log lasts as long as the process");
+    }
+}
+
+/// Lets a line pass once a second, and counts those it holds back.
+#[derive(Debug)]
+pub struct Seldom(Mutex<(Option<Instant>, u64)>);
+
+impl Seldom {
+    /// The first line passes.
+    pub const fn new() -> Seldom {
+        Seldom(Mutex::new((None, 0)))
+    }
+
+    /// Whether the line may pass, and then how many were held back since the last one.
+    pub fn pass(&self, now: Instant) -> Option<u64> {
+        let (last, held_back) = &mut *self.0.lock().expect("nobody panics while holding it");
+        if last.is_some_and(|last| now < last + Duration::from_secs(1)) {
+            *held_back += 1;
+            return None;
+        }
+        *last = Some(now);
+        Some(std::mem::take(held_back))
+    }
+}
+
+impl Default for Seldom {
+    fn default() -> Self {
+        Seldom::new()
     }
 }
 
@@ -130,6 +160,14 @@ mod tests {
                 prop_assert_eq!(String::from(level.clone()).parse(), Ok(level));
             }
         }
+    }
+
+    #[test]
+    fn a_line_that_comes_too_often_is_counted_instead() {
+        let (seldom, now) = (Seldom::new(), Instant::now());
+        let second = Duration::from_secs(1);
+        assert_eq!([seldom.pass(now), seldom.pass(now), seldom.pass(now + second / 2)], [Some(0), None, None]);
+        assert_eq!([seldom.pass(now + second), seldom.pass(now + 2 * second)], [Some(2), Some(0)]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
+use crate::access::Reason;
 use crate::mqtt::{Message, Qos};
 use crate::wire::{Close, Code};
 
@@ -79,7 +80,7 @@ impl OpenSession {
 impl Drop for OpenSession {
     fn drop(&mut self) {
         METRICS.sessions_open.decrement(1);
-        counter!("tidegate_sessions_closed_total", "code" => self.close.label()).increment(1);
+        closed(self.close);
     }
 }
 
@@ -88,7 +89,27 @@ pub fn panicked() {
     METRICS.panics.increment(1);
 }
 
-/// A frame was turned down.
+/// A WebSocket has ended: a session, or one that was turned away or left the queue.
+pub fn closed(close: Close) {
+    counter!("tidegate_sessions_closed_total", "code" => close.label()).increment(1);
+}
+
+/// A connection was turned away.
+pub fn connection_refused(reason: Reason) {
+    counter!("tidegate_connections_refused_total", "reason" => reason.label()).increment(1);
+}
+
+/// So many connections more, or fewer, have said nothing yet.
+pub fn unauthenticated(more: f64) {
+    METRICS.unauthenticated.increment(more);
+}
+
+/// So many WebSockets wait for a place.
+pub fn queued(count: usize) {
+    METRICS.queued.set(count as f64);
+}
+
+/// A frame was turned down, or an entry of one.
 pub fn refused(code: Code) {
     counter!("tidegate_refusals_total", "code" => code.name()).increment(1);
 }
@@ -176,6 +197,8 @@ pub fn broker_reachable(reachable: bool) {
 struct Metrics {
     sessions_open: Gauge,
     sessions_opened: Counter,
+    unauthenticated: Gauge,
+    queued: Gauge,
     subscriptions: Gauge,
     up: Direction,
     down: Direction,
@@ -215,26 +238,23 @@ impl Direction {
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     // What may alert is there from the start: a counter that is born at 1 has not increased.
-    for close in ["1000", "1001", "1006", "1009", "1011", "4001", "4008", "4009", "4400", "4403", "4429", "4503"] {
-        counter!("tidegate_sessions_closed_total", "code" => close).increment(0);
+    for close in Close::ALL {
+        counter!("tidegate_sessions_closed_total", "code" => close.label()).increment(0);
     }
-    for code in [
-        Code::InvalidFrame,
-        Code::InvalidTopic,
-        Code::BrokerUnavailable,
-        Code::BrokerRejected,
-        Code::Timeout,
-        Code::NotAuthorized,
-        Code::RateLimited,
-    ] {
+    for code in Code::ALL {
         counter!("tidegate_refusals_total", "code" => code.name()).increment(0);
     }
     for result in ["applied", "refused"] {
         counter!("tidegate_configuration_reloads_total", "result" => result).increment(0);
     }
+    for reason in Reason::ALL {
+        counter!("tidegate_connections_refused_total", "reason" => reason.label()).increment(0);
+    }
     Metrics {
         sessions_open: gauge!("tidegate_sessions_open"),
         sessions_opened: counter!("tidegate_sessions_opened_total"),
+        unauthenticated: gauge!("tidegate_connections_unauthenticated"),
+        queued: gauge!("tidegate_sessions_queued"),
         subscriptions: gauge!("tidegate_subscriptions"),
         up: Direction::new("uplink"),
         down: Direction::new("downlink"),
@@ -260,15 +280,21 @@ fn describe() {
     describe_counter!("tidegate_sessions_opened_total", "Browser sessions that were opened.");
     describe_counter!(
         "tidegate_sessions_closed_total",
-        "Browser sessions that have ended, by WebSocket close code; 1006 is a lost connection."
+        "Browser sessions that have ended or were turned away, by WebSocket close code; 1006 is a lost connection."
     );
+    describe_counter!(
+        "tidegate_connections_refused_total",
+        "Connections that were turned away, by the setting that says so; accept: the system gave none."
+    );
+    describe_gauge!("tidegate_connections_unauthenticated", "Connections that have sent no frame yet.");
+    describe_gauge!("tidegate_sessions_queued", "WebSockets that wait for a place.");
     describe_gauge!("tidegate_subscriptions", "Subscriptions of all open sessions.");
     describe_counter!(
         "tidegate_messages_total",
         "Messages, by direction (uplink: from browsers; downlink: to browsers) and QoS."
     );
     describe_counter!("tidegate_message_bytes_total", Unit::Bytes, "Payload bytes of messages, by direction and QoS.");
-    describe_counter!("tidegate_refusals_total", "Frames that were turned down, by error code.");
+    describe_counter!("tidegate_refusals_total", "Frames that were turned down, and entries of them, by error code.");
     describe_histogram!(
         "tidegate_delivery_seconds",
         Unit::Seconds,

@@ -1,7 +1,9 @@
 //! One browser connection: who it is, what it may ask, and the loop that carries it out.
 
 mod config;
+mod entrance;
 mod greeting;
+mod queue;
 mod rates;
 pub mod roster;
 pub mod run;
@@ -9,6 +11,7 @@ pub mod socket;
 mod state;
 
 pub use config::Config;
+pub use entrance::{Entrance, Lobby, Newcomer, Pass, turned_away};
 pub use roster::Roster;
-pub use run::{Context, Settings, run};
+pub use run::{Arrival, Context, Settings, run};
 pub use socket::{Inbound, Outbound, Socket};

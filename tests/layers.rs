@@ -25,8 +25,13 @@ const FLOORS: [&[&str]; 13] = [
 ];
 
 /// What only some places may know.
-const KNOWN_TO: [(&str, &[&str]); 3] =
-    [("axum", &["http"]), ("rumqttd", &["broker::embedded", "tunnel"]), ("rumqttc", &[])];
+const KNOWN_TO: [(&str, &[&str]); 5] = [
+    ("axum", &["http"]),
+    ("hyper", &["http"]),
+    ("hyper_util", &["http"]),
+    ("rumqttd", &["broker::embedded", "tunnel"]),
+    ("rumqttc", &[]),
+];
 
 /// No sockets, tasks, clocks, logs or metrics: these return what happened, and the caller counts it.
 const PURE: [&str; 4] = ["access", "delivery", "wire", "mqtt"];

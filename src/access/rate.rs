@@ -28,6 +28,11 @@ impl Rate {
         }
         is_there
     }
+
+    /// Whether all of them are there at this time.
+    pub fn is_full(&self, now: Instant) -> bool {
+        self.full_at.is_none_or(|full_at| full_at <= now)
+    }
 }
 
 #[cfg(test)]
@@ -64,6 +69,15 @@ mod tests {
         assert!(!rate.take(now + SECOND / 10));
         assert_eq!(taken(&mut rate, 20, now + SECOND / 2), 4);
         assert_eq!(taken(&mut rate, 20, now + SECOND * 100), 10, "no more than there were at first");
+    }
+
+    #[test]
+    fn a_bucket_that_got_all_back_is_full() {
+        let mut rate = rate(10, SECOND);
+        let now = Instant::now();
+        assert!(rate.is_full(now));
+        rate.take(now);
+        assert!(!rate.is_full(now + SECOND / 11) && rate.is_full(now + SECOND / 10));
     }
 
     #[test]

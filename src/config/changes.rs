@@ -26,6 +26,7 @@ impl Config {
         // A new section has to say here which it is.
         let next = Config {
             http: self.http.clone(),
+            connections: new.connections,
             broker: self.broker.clone(),
             session: new.session,
             delivery: new.delivery,

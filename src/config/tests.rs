@@ -77,6 +77,13 @@ fn a_wrong_value_is_told_with_the_place_it_came_from() {
         (Flags::default(), ("TIDEGATE_BROKER__GRACE", "0"), "TIDEGATE_BROKER__GRACE: invalid value: integer `0`"),
         (Flags::default(), ("TIDEGATE_BROKER_GRACE", "1"), "is it TIDEGATE_BROKER__GRACE?"),
         (Flags::default(), ("TIDEGATE_BROKER__CA_FILE", "/none"), "broker.ca_file: cannot read /none: No such file"),
+        (Flags::default(), ("TIDEGATE_HTTP__MAX_HEADER", "1023"), "http.max_header is 1023: browsers send heads of"),
+        (
+            Flags::default(),
+            ("TIDEGATE_HTTP__TRUSTED_PROXIES", "[\"proxy\"]"),
+            "\"proxy\" is no IP address and no network",
+        ),
+        (Flags::default(), ("TIDEGATE_CONNECTIONS__MAX", "0"), "TIDEGATE_CONNECTIONS__MAX: invalid value: integer `0`"),
         (Flags::default(), ("TIDEGATE_HTTP__LISTEN", "127.0.0.1:9464"), "http.admin_listen are both 127.0.0.1:9464"),
     ] {
         let refusal = house.load(flags, &[environment]).unwrap_err();

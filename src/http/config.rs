@@ -1,10 +1,16 @@
 //! The `[http]` section.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::access::Network;
 use crate::units;
+
+/// A browser's request has a head of several hundred bytes.
+const LEAST_HEADER: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// Where Tidegate listens.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -16,11 +22,25 @@ pub struct Config {
     /// Where operators look: `/metrics`, `/healthz` and `/readyz`. It asks for no credentials, so keep it private.
     #[serde(deserialize_with = "units::address")]
     pub admin_listen: SocketAddr,
+    /// How long the head of a request may take, and how long a connection may be idle between two requests.
+    #[serde(with = "units::seconds")]
+    pub header_timeout: Duration,
+    /// The largest head of a request, in bytes.
+    #[serde(deserialize_with = "units::count")]
+    pub max_header: NonZeroUsize,
+    /// The proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<Network>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: (Ipv4Addr::LOCALHOST, 8080).into(), admin_listen: (Ipv4Addr::LOCALHOST, 9464).into() }
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 8080).into(),
+            admin_listen: (Ipv4Addr::LOCALHOST, 9464).into(),
+            header_timeout: Duration::from_secs(10),
+            max_header: const { NonZeroUsize::new(16 << 10).unwrap() },
+            trusted_proxies: Vec::new(),
+        }
     }
 }
 
@@ -31,6 +51,12 @@ impl Config {
             return Err(format!(
                 "http.listen and http.admin_listen are both {}: give each a port of its own",
                 self.listen
+            ));
+        }
+        if self.max_header < LEAST_HEADER {
+            return Err(format!(
+                "http.max_header is {}: browsers send heads of several hundred bytes, so allow {LEAST_HEADER} or more",
+                self.max_header
             ));
         }
         Ok(())

@@ -1,20 +1,22 @@
 //! `/ws`: the upgrade, and axum's WebSocket as a session sees it.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context as TaskContext, Poll};
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
-use axum::extract::{ConnectInfo, State};
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
 use tungstenite::error::{CapacityError, Error as WsError};
 
-use super::listener::Peer;
-use crate::session::{self, Context, Inbound, Outbound, Socket};
+use super::connection::{Phase, Wire};
+use super::serving::Peer;
+use crate::access::{Network, addresses};
+use crate::session::{self, Arrival, Context, Inbound, Outbound, Socket, turned_away};
 use crate::wire::negotiate::negotiate;
 use crate::wire::{self, Close};
 
@@ -22,10 +24,12 @@ use crate::wire::{self, Close};
 const READ_BUFFER: usize = 2048;
 const WRITE_BUFFER: usize = 16 * 1024;
 
-/// Agrees on a subprotocol and starts the session.
+/// Agrees on a subprotocol and starts the session. It is for the session to say that there is no place for it: browsers can't see
+/// an HTTP status.
 pub async fn upgrade(
     State(context): State<Arc<Context>>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
+    Extension(trusted_proxies): Extension<Arc<[Network]>>,
+    Extension(peer): Extension<Peer>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
@@ -38,11 +42,18 @@ pub async fn upgrade(
         return (StatusCode::SERVICE_UNAVAILABLE, "The gateway is going away; connect again later.\n").into_response();
     }
     let has_credential = agreed.has_bearer || headers.get(header::AUTHORIZATION).is_some_and(is_bearer);
+    let client = client(&peer, &headers, &trusted_proxies);
+    let pass = context.entrance.arrive(client);
+    if let Err(reason) = pass {
+        turned_away(reason, Some(client));
+    }
+    let arrival = Arrival { has_credential, client, pass, newcomer: Some(peer.newcomer) };
     let settings = context.settings.load_full();
-    fitted(upgrade, agreed.subprotocol, &settings.wire).on_upgrade(move |socket| {
-        let tasks = context.tasks.clone();
-        let socket = AxumSocket { socket, written: peer.written };
-        tasks.track_future(session::run(socket, context, settings, has_credential))
+    let task = context.tasks.token();
+    fitted(upgrade, agreed.subprotocol, &settings.wire).on_upgrade(async move |socket| {
+        peer.wire.set_phase(Phase::Session);
+        session::run(AxumSocket { socket, wire: peer.wire }, context, settings, arrival).await;
+        drop(task);
     })
 }
 
@@ -75,13 +86,20 @@ pub async fn echo(State(context): State<Arc<Context>>, upgrade: WebSocketUpgrade
     })
 }
 
+/// Whom the request comes from, behind the proxies that are trusted.
+fn client(peer: &Peer, headers: &HeaderMap, trusted_proxies: &[Network]) -> IpAddr {
+    // What is no text is no address either.
+    let values = headers.get_all("x-forwarded-for").iter().rev().map(|value| value.to_str().unwrap_or_default());
+    addresses::client(peer.address, values.flat_map(|value| value.rsplit(',')), trusted_proxies)
+}
+
 fn is_bearer(value: &axum::http::HeaderValue) -> bool {
     value.as_bytes().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
 }
 
 struct AxumSocket {
     socket: WebSocket,
-    written: Arc<AtomicU64>,
+    wire: Arc<Wire>,
 }
 
 /// axum's text, as text.
@@ -97,7 +115,7 @@ impl Socket for AxumSocket {
     type Text = Text;
 
     fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
+        self.wire.written()
     }
 }
 

@@ -1,7 +1,8 @@
 //! The life of one session, from the upgrade to its end: this loop waits, and `state` decides.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant as StdInstant, SystemTime};
 
@@ -15,12 +16,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
+use super::entrance::{Entrance, Lobby, Newcomer, Pass};
 use super::greeting::{Greeted, greet, no_access_control};
+use super::queue::enter;
 use super::rates::Rates;
 use super::roster::Place;
 use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, InvalidFrames, State, judge_levels};
 use super::{Config, Roster};
+use crate::access::Reason;
 use crate::broker::{Broker, Command, Event, Link, Opening, Ready};
 use crate::delivery;
 use crate::metrics;
@@ -52,6 +56,10 @@ pub struct Context {
     pub broker: Broker,
     /// Who holds which client identifier.
     pub roster: Roster,
+    /// Who gets a place.
+    pub entrance: Arc<Entrance>,
+    /// Who has said nothing yet.
+    pub lobby: Arc<Lobby>,
     /// Waited for at the end.
     pub tasks: TaskTracker,
     /// The gateway drains.
@@ -70,11 +78,30 @@ pub struct Settings {
     pub delivery: delivery::Config,
 }
 
-/// Serves a WebSocket until its end. `has_credential`: one came with the handshake.
-pub async fn run<S: Socket>(socket: S, context: Arc<Context>, settings: Arc<Settings>, has_credential: bool) {
-    let mut peer = Peer { socket, writing: Writing::default() };
+/// A WebSocket as it comes from the door.
+pub struct Arrival {
+    /// A credential came with the handshake.
+    pub has_credential: bool,
+    /// Whose it is, for the log.
+    pub client: IpAddr,
+    /// Its right to be there, or why there is none.
+    pub pass: Result<Pass, Reason>,
+    /// Its place among those who have said nothing, until it has.
+    pub newcomer: Option<Arc<Newcomer>>,
+}
+
+/// Serves a WebSocket until its end.
+pub async fn run<S: Socket>(socket: S, context: Arc<Context>, settings: Arc<Settings>, mut arrival: Arrival) {
+    let mut peer = Peer { socket, writing: Writing::default(), early: VecDeque::new() };
+    if let Err(close) = enter(&mut peer, &context, &mut arrival).await {
+        // Whoever waits behind it moves up.
+        drop(arrival);
+        peer.close(close, &context.drain).await;
+        metrics::closed(close);
+        return;
+    }
     let counted = metrics::session_opened();
-    let close = match serve(&mut peer, &context, &settings, has_credential).await {
+    let close = match serve(&mut peer, &context, &settings, &mut arrival).await {
         Ok(never) => match never {},
         Err(close) => close,
     };
@@ -89,13 +116,13 @@ async fn serve<S: Socket>(
     peer: &mut Peer<S>,
     context: &Arc<Context>,
     settings: &Arc<Settings>,
-    has_credential: bool,
+    arrival: &mut Arrival,
 ) -> Result<Never, Close> {
-    if has_credential {
+    if arrival.has_credential {
         peer.reply(Reply::refused(no_access_control(), None));
         return Err(Close::AuthenticationFailed);
     }
-    let (auth, answer, first) = greeted(peer, context, settings).await?;
+    let (auth, answer, first) = greeted(peer, context, settings, arrival.newcomer.take()).await?;
     let client_id = auth.client_id.clone().unwrap_or_else(|| format!("tidegate-{:016x}", rand::rng().random::<u64>()));
     let session_id = format!("{:016x}", rand::rng().random::<u64>());
     let opening = Opening {
@@ -128,14 +155,17 @@ async fn greeted<S: Socket>(
     peer: &mut Peer<S>,
     context: &Context,
     settings: &Settings,
+    mut newcomer: Option<Arc<Newcomer>>,
 ) -> Result<(Box<Auth>, Option<Option<MsgId>>, Option<S::Text>), Close> {
     let until = Instant::now() + settings.session.auth_timeout;
     let mut invalid = InvalidFrames::default();
     loop {
         let text = select! {
             text = timeout_at(until, peer.text()) => text.ok().transpose()?,
+            () = let_go(newcomer.as_deref()) => return Err(peer.turn_away(Reason::MaxUnauthenticated)),
             () = context.closing.cancelled() => return Err(Close::Drain),
         };
+        newcomer = None;
         match greet(text.as_ref().map(AsRef::as_ref)) {
             Greeted::Open { auth, answer, serve } => match judge(&auth, context, settings) {
                 Ok(()) => return Ok((auth, answer, text.filter(|_| serve))),
@@ -151,6 +181,14 @@ async fn greeted<S: Socket>(
                 return Err(close);
             }
         }
+    }
+}
+
+/// Resolves when one that has said nothing has to go.
+async fn let_go(newcomer: Option<&Newcomer>) {
+    match newcomer {
+        Some(newcomer) => newcomer.let_go().await,
+        None => pending().await,
     }
 }
 
@@ -266,7 +304,7 @@ impl Attached {
 }
 
 /// The session while it is open.
-struct Open<'a, S> {
+struct Open<'a, S: Socket> {
     peer: &'a mut Peer<S>,
     state: State,
     link: &'a Link,
@@ -569,13 +607,25 @@ async fn hand_over(
 }
 
 /// The socket and what waits for it.
-struct Peer<S> {
+pub struct Peer<S: Socket> {
     socket: S,
-    writing: Writing,
+    /// What waits to be written.
+    pub writing: Writing,
+    /// What it said while it waited for a place, to be read before anything else.
+    pub early: VecDeque<S::Text>,
 }
 
 impl<S: Socket> Peer<S> {
+    /// Writes and, if `reading`, reads on.
     async fn turn(&mut self, reading: bool) -> Result<Turn<S::Text>, Close> {
+        if reading && let Some(text) = self.early.pop_front() {
+            return Ok(Turn::Read(Some(Ok(Inbound::Text(text)))));
+        }
+        self.socket_turn(reading).await
+    }
+
+    /// A turn of the socket alone.
+    pub async fn socket_turn(&mut self, reading: bool) -> Result<Turn<S::Text>, Close> {
         poll_fn(|context| self.writing.poll_turn(&mut self.socket, reading, context)).await
     }
 
@@ -600,11 +650,16 @@ impl<S: Socket> Peer<S> {
         while self.turn(false).await.is_ok() {}
     }
 
-    fn reply(&mut self, reply: Reply) {
-        if let Reply::Error { code, .. } = &reply {
-            metrics::refused(*code);
-        }
+    /// Queues a frame.
+    pub fn reply(&mut self, reply: Reply) {
+        reply.refusals().for_each(metrics::refused);
         self.writing.push(Outbound::Text(json::reply(&reply)));
+    }
+
+    /// Says why there is no place.
+    pub fn turn_away(&mut self, reason: Reason) -> Close {
+        self.reply(Reply::refused(reason.refusal(), None));
+        Close::OverLimit
     }
 
     /// Writes what waits, the `bye` of a drain, and the Close frame.

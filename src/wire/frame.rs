@@ -227,6 +227,11 @@ pub enum Reply {
         #[serde(skip_serializing_if = "Option::is_none")]
         session_present: Option<bool>,
     },
+    /// All places are taken: the session waits for one.
+    Queued {
+        /// How many are to come in until it has.
+        position: usize,
+    },
     /// The gateway is about to close.
     #[serde(rename_all = "camelCase")]
     Bye {
@@ -244,6 +249,22 @@ pub enum Reply {
 }
 
 impl Reply {
+    /// What was turned down: the frame, or entries of it.
+    pub fn refusals(&self) -> impl Iterator<Item = super::Code> {
+        let (frame, entries) = match self {
+            Reply::Error { code, .. } => (Some(*code), [].as_slice()),
+            Reply::Subscribed { topics, .. } | Reply::Unsubscribed { topics, .. } => (None, topics.as_slice()),
+            Reply::Welcome { subscriptions, .. } => (None, subscriptions.as_deref().unwrap_or_default()),
+            Reply::AuthResponse { .. }
+            | Reply::Ack { .. }
+            | Reply::Broker { .. }
+            | Reply::Queued { .. }
+            | Reply::Bye { .. }
+            | Reply::Pong { .. } => (None, [].as_slice()),
+        };
+        frame.into_iter().chain(entries.iter().filter_map(|entry| entry.error))
+    }
+
     /// The answer to a frame that failed.
     pub fn refused(refusal: Refusal, msgid: Option<MsgId>) -> Reply {
         Reply::Error {

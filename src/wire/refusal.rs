@@ -96,6 +96,29 @@ pub enum Code {
 }
 
 impl Code {
+    /// All of them.
+    pub const ALL: [Code; 19] = [
+        Code::InvalidJson,
+        Code::InvalidFrame,
+        Code::UnknownType,
+        Code::InvalidTopic,
+        Code::InvalidPayload,
+        Code::PayloadTooLarge,
+        Code::NotAuthenticated,
+        Code::NotAuthorized,
+        Code::QuotaExceeded,
+        Code::RateLimited,
+        Code::BrokerUnavailable,
+        Code::BrokerRejected,
+        Code::Timeout,
+        Code::Dropped,
+        Code::Replayed,
+        Code::BadSignature,
+        Code::UnknownDevice,
+        Code::UnknownScene,
+        Code::Internal,
+    ];
+
     /// The code as it stands in frames and metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -165,6 +188,26 @@ pub enum Close {
 }
 
 impl Close {
+    /// All of them.
+    pub const ALL: [Close; 16] = [
+        Close::ByClient,
+        Close::Lost,
+        Close::Drain,
+        Close::ProtocolError,
+        Close::WrongKind,
+        Close::InvalidUtf8,
+        Close::FrameTooLarge,
+        Close::Fault,
+        Close::Heartbeat,
+        Close::SlowConsumer,
+        Close::TakenOver,
+        Close::InvalidFrames,
+        Close::NotAuthenticated,
+        Close::AuthenticationFailed,
+        Close::OverLimit,
+        Close::NoBroker,
+    ];
+
     /// The WebSocket close code (RFC 6455 section 7.4); 1005 and 1006 are never sent.
     pub fn code(self) -> u16 {
         match self {
@@ -252,28 +295,9 @@ impl fmt::Display for Close {
 mod tests {
     use super::*;
 
-    const CLOSES: [Close; 16] = [
-        Close::ByClient,
-        Close::Lost,
-        Close::Drain,
-        Close::ProtocolError,
-        Close::WrongKind,
-        Close::InvalidUtf8,
-        Close::FrameTooLarge,
-        Close::Fault,
-        Close::Heartbeat,
-        Close::SlowConsumer,
-        Close::TakenOver,
-        Close::InvalidFrames,
-        Close::NotAuthenticated,
-        Close::AuthenticationFailed,
-        Close::OverLimit,
-        Close::NoBroker,
-    ];
-
     #[test]
     fn a_close_is_labelled_by_its_code_and_its_reason_fits_the_frame() {
-        for close in CLOSES {
+        for close in Close::ALL {
             assert_eq!(close.label(), close.code().to_string());
             assert!(close.reason().len() <= 123, "{close}");
         }
@@ -302,9 +326,7 @@ mod tests {
 
     #[test]
     fn a_code_is_named_alike_in_frames_and_metrics() {
-        for code in
-            [Code::InvalidJson, Code::NotAuthenticated, Code::BrokerUnavailable, Code::UnknownScene, Code::Internal]
-        {
+        for code in Code::ALL {
             assert_eq!(serde_json::to_value(code).expect("a string"), code.name());
         }
     }

@@ -12,6 +12,7 @@ mod embedded;
 mod floods;
 mod frames;
 mod http;
+mod limits;
 mod outage;
 mod proxy;
 mod real_input;

@@ -150,6 +150,7 @@ mod the_files {
                 ("back, with a new session", broker("up", Some(false))),
             ],
         );
+        replies("queued", vec![("third in line", Reply::Queued { position: 3 })]);
         replies("bye", vec![("a drain", Reply::Bye { reason: "drain", reconnect_after: 1840 })]);
         replies(
             "pong",
@@ -310,9 +311,19 @@ mod the_files {
     fn every_example_of_the_gateway_is_what_the_program_says() {
         let said = said();
         let mut met = 0;
-        for kind in
-            ["welcome", "auth_response", "subscribed", "unsubscribed", "ack", "mqtt", "error", "broker", "pong", "bye"]
-        {
+        for kind in [
+            "welcome",
+            "auth_response",
+            "subscribed",
+            "unsubscribed",
+            "ack",
+            "mqtt",
+            "error",
+            "broker",
+            "queued",
+            "pong",
+            "bye",
+        ] {
             for (name, entry) in entries_of(&format!("gateway.{kind}"), "examples") {
                 if entry["frame"].get("expiresIn").is_some() {
                     continue; // Nothing ends while there are no tokens.

@@ -8,10 +8,11 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async, connect_async};
 
-use super::PATIENCE;
+use super::{PATIENCE, dial};
 
 pub struct Browser {
     pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
@@ -27,14 +28,19 @@ impl Browser {
         Browser::connect_with(address, "/ws", headers).await.expect("the upgrade is made")
     }
 
+    /// Opens a WebSocket from that address, with these headers.
+    pub async fn connect_from(from: [u8; 4], address: &str, headers: &[(&str, &str)]) -> Browser {
+        let stream = MaybeTlsStream::Plain(dial(from, address).await);
+        let (socket, _) = timeout(PATIENCE, client_async(request(address, "/ws", headers), stream))
+            .await
+            .expect("in time")
+            .expect("made");
+        Browser { socket, subprotocol: None }
+    }
+
     /// Opens a WebSocket with these headers; the error is the HTTP status and the body.
     pub async fn connect_with(address: &str, path: &str, headers: &[(&str, &str)]) -> Result<Browser, (u16, String)> {
-        let mut request = format!("ws://{address}{path}").into_client_request().expect("a URL");
-        for (name, value) in headers {
-            let name = HeaderName::try_from(*name).expect("a header");
-            request.headers_mut().append(name, HeaderValue::try_from(*value).expect("a value"));
-        }
-        match timeout(PATIENCE, connect_async(request)).await.expect("in time") {
+        match timeout(PATIENCE, connect_async(request(address, path, headers))).await.expect("in time") {
             Ok((socket, response)) => {
                 let chosen = response.headers().get("sec-websocket-protocol");
                 let subprotocol = chosen.map(|value| value.to_str().expect("text").to_owned());
@@ -159,4 +165,13 @@ impl Browser {
     pub fn vanish(self) {
         drop(self);
     }
+}
+
+fn request(address: &str, path: &str, headers: &[(&str, &str)]) -> Request {
+    let mut request = format!("ws://{address}{path}").into_client_request().expect("a URL");
+    for (name, value) in headers {
+        let name = HeaderName::try_from(*name).expect("a header");
+        request.headers_mut().append(name, HeaderValue::try_from(*value).expect("a value"));
+    }
+    request
 }

@@ -19,6 +19,8 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tokio::net::{TcpSocket, TcpStream};
+
 /// How long anything may take before a scene fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -32,6 +34,13 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// A TCP connection from one of the addresses of this machine, 127.0.0.2 say, to another.
+pub async fn dial(from: [u8; 4], to: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((from, 0).into()).expect("an address of this machine");
+    socket.connect(to.parse().expect("an address")).await.expect("it listens")
 }
 
 /// Polls until the claim holds.
