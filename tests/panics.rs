@@ -1,5 +1,6 @@
 //! A fault in one session ends that session, and leaves nothing behind.
 
+use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -8,10 +9,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::{Sink, Stream};
 use tidegate::broker::{self, Broker};
-use tidegate::session::{Context, Inbound, Outbound, Roster, Settings, Socket};
+use tidegate::session::{Arrival, Context, Entrance, Inbound, Lobby, Outbound, Pass, Roster, Settings, Socket};
 use tidegate::shutdown::Drain;
 use tidegate::wire::Close;
-use tidegate::{app, delivery, metrics, session, wire};
+use tidegate::{access, app, delivery, metrics, session, wire};
 use tokio_util::task::TaskTracker;
 
 /// Brings these frames, and panics when it is to take one.
@@ -63,6 +64,7 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
     let (tasks, drain) = (TaskTracker::new(), Drain::default());
     let nowhere = broker::Config { url: "mqtt://127.0.0.1:1".parse().expect("a URL"), ..broker::Config::default() };
     let closing = drain.begun().clone();
+    let one_place = access::Config { max: NonZeroUsize::MIN, ..access::Config::default() };
     let context = Arc::new(Context {
         settings: ArcSwap::from_pointee(Settings {
             session: session::Config::default(),
@@ -72,6 +74,8 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
         broker_timeout: Duration::from_secs(3600),
         broker: Broker::start(nowhere, tasks.clone(), closing.clone()).expect("nothing to start"),
         roster: Roster::default(),
+        entrance: Entrance::new(&one_place),
+        lobby: Lobby::new(&one_place),
         tasks: tasks.clone(),
         closing,
         drain,
@@ -80,7 +84,11 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
         // The last comes first. The second session waits for the first's place, if that was not left.
         let socket = Faulty(vec![r#"{"type":"auth","clientId":"anna"}"#, r#"{"type":"auth","clean":"yes"}"#]);
         let settings = context.settings.load_full();
-        let ended = tasks.spawn(session::run(socket, context.clone(), settings, false)).await;
+        let client = [127, 0, 0, 1].into();
+        let pass = context.entrance.arrive(client);
+        assert_eq!(pass.as_ref().map(Pass::position), Ok(None), "there is a place at once");
+        let arrival = Arrival { has_credential: false, client, pass, newcomer: None };
+        let ended = tasks.spawn(session::run(socket, context.clone(), settings, arrival)).await;
         assert!(ended.expect_err("it panics").is_panic());
         assert_eq!(metric("tidegate_panics_total"), f64::from(sessions));
         assert_eq!(metric("tidegate_sessions_open"), 0.0);
