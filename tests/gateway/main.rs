@@ -12,6 +12,7 @@ mod embedded;
 mod floods;
 mod frames;
 mod http;
+mod ledger;
 mod limits;
 mod outage;
 mod proxy;

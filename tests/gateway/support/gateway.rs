@@ -73,6 +73,11 @@ impl Gateway {
         gateway
     }
 
+    /// The port where browsers connect.
+    pub fn port(&self) -> u16 {
+        self.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("an address has a port")
+    }
+
     /// A browser with an open session.
     pub async fn browser(&self) -> Browser {
         let mut browser = self.connect().await;
