@@ -42,8 +42,8 @@ max_queued_bytes = 65536
 type Part = (&'static str, &'static [(&'static str, u8)], Habits, bool);
 
 const PARTS: [Part; 10] = [
-    ("anna, who publishes", &[], Habits { is_kept: true, ack: Ack::Auto, insists: true, stalls: false }, true),
-    ("bert, who publishes", &[], Habits { is_kept: false, ack: Ack::Auto, insists: false, stalls: false }, true),
+    ("anna, who publishes", &[], Habits { is_kept: true, insists: true, ..PLAIN }, true),
+    ("bert, who publishes", &[], PLAIN, true),
     ("cleo, who publishes and reads", &[("house/#", 2)], KEPT, true),
     ("dora, who reads all", &[("house/#", 2)], KEPT, false),
     ("emil, who is lazy", &[("house/#", 2)], LAZY, false),
@@ -52,25 +52,21 @@ const PARTS: [Part; 10] = [
     (
         "hugo, who does not ack",
         &[("house/attic/temp", 2), ("house/cellar/#", 1)],
-        Habits { is_kept: true, ack: Ack::Auto, insists: false, stalls: true },
+        Habits { is_kept: true, stalls: true, ..PLAIN },
         false,
     ),
     (
         "ines, who leaves nothing",
         &[("house/attic/+", 2), ("house/cellar/#", 2)],
-        Habits { is_kept: false, ack: Ack::Later, insists: false, stalls: false },
+        Habits { ack: Ack::Later(2000), ..PLAIN },
         false,
     ),
-    (
-        "jana, who only looks",
-        &[("house/#", 0)],
-        Habits { is_kept: false, ack: Ack::Auto, insists: false, stalls: true },
-        false,
-    ),
+    ("jana, who only looks", &[("house/#", 0)], Habits { stalls: true, ..PLAIN }, false),
 ];
 
-const KEPT: Habits = Habits { is_kept: true, ack: Ack::AtOnce, insists: true, stalls: false };
-const LAZY: Habits = Habits { is_kept: true, ack: Ack::Later, insists: false, stalls: true };
+const PLAIN: Habits = Habits { is_kept: false, ack: Ack::Auto, insists: false, stalls: false, reloads: false };
+const KEPT: Habits = Habits { is_kept: true, ack: Ack::AtOnce, insists: true, ..PLAIN };
+const LAZY: Habits = Habits { is_kept: true, ack: Ack::Later(8000), stalls: true, reloads: true, ..PLAIN };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_message_is_accounted_for_while_links_break_brokers_stop_and_gateways_are_killed() {

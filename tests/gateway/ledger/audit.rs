@@ -45,6 +45,8 @@ pub struct Audit {
     pub accounted: usize,
     /// Deliveries of qos 1 and 2 that were confirmed when they were written to a connection that then broke.
     pub lost_on_the_wire: usize,
+    /// Deliveries of qos 2 that the broker had taken when it forgot the publisher's session: acknowledged, and not sent again.
+    pub lost_with_the_publisher: usize,
     /// Deliveries of qos 1 and 2 that the broker took with it when it was killed.
     pub lost_with_the_broker: usize,
     /// Those of them that the control lost too.
@@ -181,6 +183,10 @@ impl Audit {
                 view.is_due(*key, qos, attempts[0].sent, sent, acked)
             };
             if !is_due {
+                continue;
+            }
+            if key.lane.qos == 2 && view.publisher(*key).is_some_and(|publisher| is_forgotten(publisher, sent, acked)) {
+                self.lost_with_the_publisher += 1;
                 continue;
             }
             let next = view.next_handled(*key);
@@ -353,6 +359,17 @@ impl<'a> View<'a> {
 fn is_disturbed(client: &Client, from: Time, until: Time) -> bool {
     let range = client.seen.partition_point(|(at, _)| *at < from)..client.seen.partition_point(|(at, _)| *at <= until);
     client.seen[range].iter().any(|(_, seen)| matches!(seen, Seen::Down | Seen::Ended(_)))
+}
+
+/// The link was lost before that answer, and came back to a broker that had lost the session.
+fn is_forgotten(client: &Client, sent: Time, acked: Time) -> bool {
+    let mut down = Time::MAX;
+    client.seen.iter().any(|(at, seen)| {
+        if *seen == Seen::Down {
+            down = *at;
+        }
+        matches!(seen, Seen::Up { session_present: false }) && down <= acked && sent <= *at
+    })
 }
 
 /// From each opening of the session, or return of its link, to the next loss.

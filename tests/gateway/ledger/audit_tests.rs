@@ -257,6 +257,19 @@ fn a_killed_broker_takes_what_was_under_way_and_nothing_else() {
 }
 
 #[test]
+fn a_broker_that_forgot_the_publisher_takes_what_it_had_taken_at_qos_2() {
+    let missing = |key, present| {
+        let mut history = history().publishes(key, acked(3));
+        let link = [(s(2), Seen::Down), (s(4), Seen::Up { session_present: present })];
+        history.clients[0].seen.extend(link);
+        history.kinds()
+    };
+    assert_eq!(missing(key(1), false), []);
+    assert_eq!(missing(key(1), true), [Kind::Lost]);
+    assert_eq!(missing(at_qos(1, 1), false), [Kind::Lost]);
+}
+
+#[test]
 fn surprises_are_findings() {
     let mut history = history();
     history.surprises.push("a frame that nobody knows".to_owned());

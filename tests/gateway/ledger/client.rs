@@ -52,6 +52,8 @@ pub struct Habits {
     pub insists: bool,
     /// Now and then it does not read for a while.
     pub stalls: bool,
+    /// Now and then it goes without a word and comes back at once, as a page does that is loaded again.
+    pub reloads: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,8 +62,8 @@ pub enum Ack {
     Auto,
     /// As soon as a delivery comes.
     AtOnce,
-    /// After some time, several together; what is in hand when the session ends is not handled.
-    Later,
+    /// After a time of up to so many milliseconds, all that is in hand together. What is in hand when the session ends is not handled.
+    Later(u64),
 }
 
 /// What the clients of a ledger share.
@@ -223,6 +225,7 @@ impl Client {
         let mut handle_at = Instant::now() + self.patience();
         let mut stall_at = Instant::now() + Duration::from_secs_f64(self.rng.random_range(5.0..20.0));
         let mut heard = Instant::now();
+        let mut reload_at = None;
         loop {
             let now = *phase.borrow_and_update();
             if now == Phase::Last && !self.is_last_said {
@@ -250,6 +253,13 @@ impl Client {
                 () = sleep_until(handle_at), if !self.in_hand.is_empty() => {
                     handle_at = Instant::now() + self.patience();
                     self.handle_all(socket).await?;
+                    if self.habits.reloads && now == Phase::Storm && self.rng.random_bool(0.3) {
+                        reload_at = Some(Instant::now() + Duration::from_millis(self.rng.random_range(50..1500)));
+                    }
+                }
+                () = sleep_until(reload_at.unwrap_or(heard)), if reload_at.is_some() => {
+                    self.ground.counts.add("fault: page loaded again");
+                    return Err(Gone(None));
                 }
                 () = self.next_again(), if !self.unanswered.is_empty() => self.say_again(socket).await?,
                 () = sleep_until(stall_at), if self.habits.stalls && now == Phase::Storm => {
@@ -272,7 +282,8 @@ impl Client {
     }
 
     fn patience(&mut self) -> Duration {
-        Duration::from_millis(self.rng.random_range(200..3000))
+        let most = if let Ack::Later(most) = self.habits.ack { most } else { 1000 };
+        Duration::from_millis(self.rng.random_range(200..most))
     }
 
     async fn on_frame(&mut self, socket: &mut Socket, frame: Value) -> Result<(), Gone> {
@@ -355,7 +366,7 @@ impl Client {
                 self.in_hand.push((key, msgid));
                 self.handle_all(socket).await?;
             }
-            Ack::Later => self.in_hand.push((key, msgid)),
+            Ack::Later(_) => self.in_hand.push((key, msgid)),
         }
         Ok(())
     }

@@ -144,7 +144,7 @@ pub async fn strike(
     let mut rng = StdRng::seed_from_u64(seed);
     while pause(ground, rng.random_range(1.5..9.0)).await {
         let down = Duration::from_secs_f64(rng.random_range(0.0..1.5));
-        if rng.random_bool(0.5) {
+        if rng.random_bool(if death == Death::Killed { 0.7 } else { 0.5 }) {
             match death {
                 Death::Stopped => mosquitto.stop().await,
                 Death::Killed => {
