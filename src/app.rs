@@ -35,6 +35,8 @@ pub struct App {
     /// Operators look on while the gateway drains.
     admin: TaskTracker,
     admin_lobby: Arc<Lobby>,
+    /// Ends of connections, for peers that have yet to read what was sent.
+    lingering: TaskTracker,
     over: CancellationToken,
 }
 
@@ -84,19 +86,21 @@ impl App {
         let (listen, admin_listen) = (listener.address()?, admin_listener.address()?);
         let closing = &context.closing;
         context.tasks.spawn(closing.clone().run_until_cancelled_owned(metrics::upkeep(page.clone())));
+        let lingering = TaskTracker::new();
         // A lobby for each: a crowd of browsers keeps no operator out.
         let terms = |lobby: &Arc<Lobby>, tasks: &TaskTracker, closing: &CancellationToken| http::Terms {
             config: config.http.clone(),
             context: context.clone(),
             lobby: lobby.clone(),
             tasks: tasks.clone(),
+            lingering: lingering.clone(),
             closing: closing.clone(),
         };
         let (admin, admin_lobby) = (TaskTracker::new(), Lobby::new(&config.connections));
         context.tasks.spawn(http::serve(listener, terms(&context.lobby, &context.tasks, closing)));
         admin.spawn(http::serve_admin(admin_listener, page, terms(&admin_lobby, &admin, &over)));
         tokio::spawn(systemd::watchdog());
-        Ok(App { listen, admin_listen, context, config, log, admin, admin_lobby, over })
+        Ok(App { listen, admin_listen, context, config, log, admin, admin_lobby, lingering, over })
     }
 
     /// Tells the service manager that the gateway serves: when the broker was reached, or a moment later without it.
@@ -171,6 +175,8 @@ impl App {
         if timeout_at(plan.over, tasks.wait()).await.is_err() {
             warn!("the deadline has passed (shutdown.deadline): what was left is cut off");
         }
+        self.lingering.close();
+        let _ = timeout_at(plan.over, self.lingering.wait()).await;
         self.over.cancel();
         self.admin.close();
         let _ = timeout(LAST_LOOK, self.admin.wait()).await;

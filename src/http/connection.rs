@@ -64,13 +64,13 @@ pub struct Connection {
     write_timeout: Duration,
     /// Ends when the network has taken nothing of a response for too long.
     stuck: Option<Pin<Box<Sleep>>>,
-    tasks: TaskTracker,
+    lingering: TaskTracker,
 }
 
 impl Connection {
-    /// Takes over a stream. A response of which the peer reads nothing for `write_timeout` is an error; its end is among the `tasks`.
-    pub fn new(stream: TcpStream, write_timeout: Duration, tasks: TaskTracker) -> Connection {
-        Connection { stream: Some(stream), wire: Arc::default(), write_timeout, stuck: None, tasks }
+    /// Takes over a stream. A response of which the peer reads nothing for `write_timeout` is an error; its end is among the `lingering`.
+    pub fn new(stream: TcpStream, write_timeout: Duration, lingering: TaskTracker) -> Connection {
+        Connection { stream: Some(stream), wire: Arc::default(), write_timeout, stuck: None, lingering }
     }
 
     /// What others may know of it.
@@ -108,13 +108,13 @@ impl Drop for Connection {
         if self.wire.is(Phase::Cut) || self.wire.written() == 0 {
             return;
         }
-        let lingering = timeout(LINGER, async move {
+        let end = timeout(LINGER, async move {
             let mut stream = stream;
             if stream.shutdown().await.is_ok() {
                 let _ = tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await;
             }
         });
-        self.tasks.spawn_on(lingering, &runtime);
+        self.lingering.spawn_on(end, &runtime);
     }
 }
 

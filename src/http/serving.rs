@@ -41,6 +41,8 @@ pub struct Terms {
     pub lobby: Arc<Lobby>,
     /// Every connection of the listener is among them.
     pub tasks: TaskTracker,
+    /// The ends of connections: who waits for them says goodbye to peers that read slowly.
+    pub lingering: TaskTracker,
     /// The listener's end.
     pub closing: CancellationToken,
 }
@@ -73,7 +75,7 @@ async fn serve_connection(stream: TcpStream, address: SocketAddr, router: Router
     let address = address.ip().to_canonical();
     let newcomer = Arc::new(terms.lobby.enter(address));
     let write_timeout = terms.context.settings.load().session.write_timeout;
-    let connection = Connection::new(stream, write_timeout, terms.tasks.clone());
+    let connection = Connection::new(stream, write_timeout, terms.lingering.clone());
     let wire = connection.wire();
     let peer = Peer { wire: wire.clone(), address, newcomer: newcomer.clone() };
     let service = service(router, peer);
