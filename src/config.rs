@@ -86,7 +86,11 @@ impl Config {
 
     /// Judges the settings together, those of one section at a time.
     fn check(&self) -> Result<(), ConfigError> {
-        self.http.check().and_then(|()| self.broker.check()).map_err(ConfigError::Together)
+        self.http
+            .check()
+            .and_then(|()| self.broker.check())
+            .and_then(|()| self.wire.check())
+            .map_err(ConfigError::Together)
     }
 }
 

@@ -7,6 +7,7 @@ mod drain;
 mod health;
 mod listener;
 mod serving;
+mod unfinished;
 mod ws;
 
 use std::io;
@@ -22,6 +23,8 @@ pub use config::Config;
 pub use listener::Listener;
 pub use serving::Terms;
 
+use unfinished::Unfinished;
+
 use crate::access::Network;
 use crate::metrics;
 
@@ -29,7 +32,9 @@ use crate::metrics;
 pub async fn serve(listener: Listener, terms: Terms) {
     let trusted_proxies: Arc<[Network]> = terms.config.trusted_proxies.as_slice().into();
     let router = Router::new()
-        .route("/ws", any(ws::upgrade).layer(Extension(trusted_proxies)))
+        .route("/ws", any(ws::upgrade))
+        .layer(Extension(trusted_proxies))
+        .layer(Extension(Arc::<Unfinished>::default()))
         .merge(console::routes())
         .merge(health::routes());
     #[cfg(test)]

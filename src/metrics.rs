@@ -188,6 +188,11 @@ pub fn configuration_reloaded(applied: bool) {
     counter!("tidegate_configuration_reloads_total", "result" => result).increment(1);
 }
 
+/// Clients have begun frames of so many bytes and not finished them.
+pub fn unfinished(bytes: u64) {
+    METRICS.unfinished.set(bytes as f64);
+}
+
 /// Whether the broker can be reached.
 pub fn broker_reachable(reachable: bool) {
     METRICS.reachable.set(if reachable { 1.0 } else { 0.0 });
@@ -215,6 +220,7 @@ struct Metrics {
     embedded_restarts: Counter,
     reachable: Gauge,
     panics: Counter,
+    unfinished: Gauge,
 }
 
 struct Direction([(Counter, Counter); 3]);
@@ -271,6 +277,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         embedded_restarts: counter!("tidegate_embedded_broker_restarts_total"),
         reachable: gauge!("tidegate_broker_reachable"),
         panics: counter!("tidegate_panics_total"),
+        unfinished: gauge!("tidegate_unfinished_bytes"),
     }
 });
 
@@ -321,6 +328,11 @@ fn describe() {
     describe_counter!(
         "tidegate_deliveries_withheld_total",
         "Messages left to another connection of the same client identifier, which subscribed to them."
+    );
+    describe_gauge!(
+        "tidegate_unfinished_bytes",
+        Unit::Bytes,
+        "Bytes of large frames that browsers have begun to send and not finished."
     );
     describe_gauge!("tidegate_broker_links", "Broker links of sessions, by state.");
     describe_counter!("tidegate_broker_reconnects_total", "Broker links that were lost and restored.");

@@ -84,6 +84,11 @@ fn a_wrong_value_is_told_with_the_place_it_came_from() {
             "\"proxy\" is no IP address and no network",
         ),
         (Flags::default(), ("TIDEGATE_CONNECTIONS__MAX", "0"), "TIDEGATE_CONNECTIONS__MAX: invalid value: integer `0`"),
+        (
+            Flags::default(),
+            ("TIDEGATE_WIRE__MAX_UNFINISHED_BYTES", "1000"),
+            "wire.max_unfinished_bytes is 1000, less than",
+        ),
         (Flags::default(), ("TIDEGATE_HTTP__LISTEN", "127.0.0.1:9464"), "http.admin_listen are both 127.0.0.1:9464"),
     ] {
         let refusal = house.load(flags, &[environment]).unwrap_err();

@@ -15,6 +15,7 @@ use tungstenite::error::{CapacityError, Error as WsError};
 
 use super::connection::{Phase, Wire};
 use super::serving::Peer;
+use super::unfinished::{Share, Unfinished};
 use crate::access::{Network, addresses};
 use crate::session::{self, Arrival, Context, Inbound, Outbound, Socket, turned_away};
 use crate::wire::negotiate::negotiate;
@@ -30,6 +31,7 @@ pub async fn upgrade(
     State(context): State<Arc<Context>>,
     Extension(trusted_proxies): Extension<Arc<[Network]>>,
     Extension(peer): Extension<Peer>,
+    Extension(unfinished): Extension<Arc<Unfinished>>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
@@ -49,10 +51,13 @@ pub async fn upgrade(
     }
     let arrival = Arrival { has_credential, client, pass, newcomer: Some(peer.newcomer) };
     let settings = context.settings.load_full();
+    let share = Share::new(unfinished, settings.wire.max_unfinished_bytes.get());
     let task = context.tasks.token();
     fitted(upgrade, agreed.subprotocol, &settings.wire).on_upgrade(async move |socket| {
-        peer.wire.set_phase(Phase::Session);
-        session::run(AxumSocket { socket, wire: peer.wire }, context, settings, arrival).await;
+        let wire = peer.wire;
+        wire.set_phase(Phase::Session);
+        let socket = AxumSocket { socket, finished: wire.read(), wire, share };
+        session::run(socket, context, settings, arrival).await;
         drop(task);
     })
 }
@@ -100,6 +105,9 @@ fn is_bearer(value: &axum::http::HeaderValue) -> bool {
 struct AxumSocket {
     socket: WebSocket,
     wire: Arc<Wire>,
+    /// Of the bytes that have come, those that belong to whole messages, give or take a read buffer.
+    finished: u64,
+    share: Share,
 }
 
 /// axum's text, as text.
@@ -123,16 +131,45 @@ impl Stream for AxumSocket {
     type Item = Result<Inbound<Text>, Close>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
-        Pin::new(&mut self.socket).poll_next(context).map(|read| {
-            read.map(|read| match read {
-                Ok(Message::Text(text)) => Ok(Inbound::Text(Text(text))),
-                Ok(Message::Binary(_)) => Ok(Inbound::Binary),
-                Ok(Message::Ping(_) | Message::Pong(_)) => Ok(Inbound::Life),
-                Ok(Message::Close(_)) => Ok(Inbound::Close),
-                Err(error) => Err(close_of(error)),
-            })
-        })
+        let Poll::Ready(read) = Pin::new(&mut self.socket).poll_next(context) else {
+            let unfinished = self.wire.read().saturating_sub(self.finished);
+            return match self.share.hold(unfinished, context.waker()) {
+                Ok(()) => Poll::Pending,
+                Err(close) => Poll::Ready(Some(Err(close))),
+            };
+        };
+        Poll::Ready(read.map(|read| match read {
+            Ok(Message::Text(text)) => {
+                self.finish();
+                Ok(Inbound::Text(Text(text)))
+            }
+            Ok(Message::Binary(_)) => Ok(Inbound::Binary),
+            // These may come in the middle of a message.
+            Ok(Message::Ping(bytes)) => {
+                self.finished += control_frame(&bytes);
+                Ok(Inbound::Ping(bytes.len()))
+            }
+            Ok(Message::Pong(bytes)) => {
+                self.finished += control_frame(&bytes);
+                Ok(Inbound::Pong)
+            }
+            Ok(Message::Close(_)) => Ok(Inbound::Close),
+            Err(error) => Err(close_of(error)),
+        }))
     }
+}
+
+impl AxumSocket {
+    /// A message is whole.
+    fn finish(&mut self) {
+        self.finished = self.wire.read();
+        self.share.release();
+    }
+}
+
+/// What a control frame of a client takes on the wire: a head of two bytes and a mask of four stand before its own.
+fn control_frame(bytes: &Bytes) -> u64 {
+    6 + bytes.len() as u64
 }
 
 impl Sink<Outbound> for AxumSocket {

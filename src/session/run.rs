@@ -483,7 +483,7 @@ impl<'a, S: Socket> Open<'a, S> {
         match read {
             Inbound::Text(text) => self.on_text(text.as_ref()),
             Inbound::Binary => Err(Close::WrongKind),
-            Inbound::Life => self.state.on_life(StdInstant::now()),
+            Inbound::Ping(_) | Inbound::Pong => self.state.on_life(StdInstant::now()),
             Inbound::Close => Err(Close::ByClient),
         }
     }
@@ -638,7 +638,7 @@ impl<S: Socket> Peer<S> {
                 Turn::Read(Some(read)) => match read? {
                     Inbound::Text(text) => return Ok(text),
                     Inbound::Binary => return Err(Close::WrongKind),
-                    Inbound::Life => {}
+                    Inbound::Ping(_) | Inbound::Pong => {}
                     Inbound::Close => return Err(Close::ByClient),
                 },
             }

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use futures_util::{Sink, Stream};
+use tokio::task::coop;
 
 use crate::wire::Close;
 
@@ -14,8 +15,10 @@ pub enum Inbound<T> {
     Text(T),
     /// A binary frame.
     Binary,
-    /// A ping or a pong: a sign of life. Pings are answered below.
-    Life,
+    /// A ping with so many bytes: a sign of life. It is answered below, and the answer waits there to be written.
+    Ping(usize),
+    /// A pong: a sign of life.
+    Pong,
     /// A Close frame. It is answered below.
     Close,
 }
@@ -62,6 +65,8 @@ pub enum Turn<T> {
     Read(Option<Result<Inbound<T>, Close>>),
 }
 
+/// What a pong takes beside its bytes.
+const PONG_HEAD: usize = 2;
 /// Bytes that may wait before a client that asks for more is read no further.
 const MAX_WAITING: usize = 1 << 20;
 
@@ -70,6 +75,8 @@ const MAX_WAITING: usize = 1 << 20;
 pub struct Writing {
     queue: std::collections::VecDeque<Outbound>,
     bytes: usize,
+    /// Bytes of pongs that wait below. Nobody else minds how many.
+    pongs: usize,
     is_dirty: bool,
     /// More than pings was queued since the last flush: a ping of ours is no sign of the client's life.
     has_frames: bool,
@@ -93,7 +100,7 @@ impl Writing {
 
     /// So much waits that nothing should be read that might add to it: a client may ask without reading the answers.
     pub fn is_full(&self) -> bool {
-        self.bytes > MAX_WAITING
+        self.bytes + self.pongs > MAX_WAITING
     }
 
     /// Something was queued that is not written yet.
@@ -112,7 +119,7 @@ impl Writing {
     ) -> Poll<Result<Turn<S::Text>, Close>> {
         if reading
             && std::mem::take(&mut self.has_flushed)
-            && let Poll::Ready(read) = Pin::new(&mut *socket).poll_next(context)
+            && let Poll::Ready(read) = self.poll_read(socket, context)
         {
             return Poll::Ready(Ok(Turn::Read(read)));
         }
@@ -123,7 +130,23 @@ impl Writing {
             self.has_flushed = true;
             return Poll::Ready(result.map(|()| Turn::Flushed { frames }));
         }
-        if reading { Pin::new(socket).poll_next(context).map(|read| Ok(Turn::Read(read))) } else { Poll::Pending }
+        if reading { self.poll_read(socket, context).map(|read| Ok(Turn::Read(read))) } else { Poll::Pending }
+    }
+
+    /// A client that always has more to say lets the other tasks have their turn, however little it says at a time.
+    fn poll_read<S: Socket>(
+        &mut self,
+        socket: &mut S,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Inbound<S::Text>, Close>>> {
+        let budget = ready!(coop::poll_proceed(context));
+        let read = ready!(Pin::new(socket).poll_next(context));
+        budget.made_progress();
+        if let Some(Ok(Inbound::Ping(bytes))) = &read {
+            self.is_dirty = true;
+            self.pongs += PONG_HEAD + bytes;
+        }
+        Poll::Ready(read)
     }
 
     /// Writes what is queued here and below.
@@ -138,6 +161,7 @@ impl Writing {
         }
         ready!(Pin::new(socket).poll_flush(context))?;
         self.is_dirty = false;
+        self.pongs = 0;
         Poll::Ready(Ok(()))
     }
 }
@@ -154,7 +178,7 @@ mod tests {
     impl Stream for Eager {
         type Item = Result<Inbound<String>, Close>;
         fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-            Poll::Ready(Some(Ok(Inbound::Life)))
+            Poll::Ready(Some(Ok(Inbound::Ping(125))))
         }
     }
 
@@ -193,5 +217,38 @@ mod tests {
             }
         }
         assert_eq!((reads, writes), (5, 5));
+    }
+
+    #[tokio::test]
+    async fn pongs_that_wait_below_count_among_what_is_not_read() {
+        let mut writing = Writing::default();
+        let mut pings = 0;
+        while !writing.is_full() {
+            let read = poll_fn(|context| writing.poll_read(&mut Eager, context)).await;
+            assert!(matches!(read, Some(Ok(Inbound::Ping(125)))) && writing.is_pending());
+            pings += 1;
+        }
+        assert_eq!(pings, MAX_WAITING / (PONG_HEAD + 125) + 1);
+        poll_fn(|context| writing.poll_flush(&mut Eager, context)).await.expect("it takes everything");
+        assert!(!writing.is_full() && !writing.is_pending());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_always_has_more_to_say_lets_others_have_their_turn() {
+        let mut writing = Writing::default();
+        let mut said = 0;
+        let flood = poll_fn(|context| {
+            while writing.poll_read(&mut Eager, context).is_ready() {
+                said += 1;
+            }
+            Poll::<()>::Pending
+        });
+        // Polled first, it comes to an end of its turn only by the budget of the task.
+        tokio::select! {
+            biased;
+            () = flood => unreachable!("a flood has no end"),
+            () = std::future::ready(()) => {}
+        }
+        assert!(said >= 64, "a turn is long enough: {said}");
     }
 }

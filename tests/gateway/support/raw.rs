@@ -10,8 +10,9 @@ use super::PATIENCE;
 pub const TEXT: u8 = 0x81;
 /// The first byte of a whole binary frame.
 pub const BINARY: u8 = 0x82;
+/// The first byte of a ping.
+pub const PING: u8 = 0x89;
 const CLOSE: u8 = 0x88;
-const PING: u8 = 0x89;
 const MASK: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
 
 pub struct Raw {
