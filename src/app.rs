@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use crate::broker::{self, Broker, Standing};
 use crate::config::{Change, Config, ConfigError};
 use crate::log::Log;
+use crate::overload::Overload;
 use crate::session::{Context, Entrance, Lobby, Roster, Settings};
 use crate::shutdown::Drain;
 use crate::{http, metrics, systemd};
@@ -82,6 +83,7 @@ impl App {
             tasks,
             closing,
             drain,
+            overload: Overload::new(config.connections.max_stall),
         });
         let (listen, admin_listen) = (listener.address()?, admin_listener.address()?);
         let closing = &context.closing;
@@ -100,6 +102,8 @@ impl App {
         context.tasks.spawn(http::serve(listener, terms(&context.lobby, &context.tasks, closing)));
         admin.spawn(http::serve_admin(admin_listener, page, terms(&admin_lobby, &admin, &over)));
         tokio::spawn(systemd::watchdog());
+        let watched = context.clone();
+        tokio::spawn(over.clone().run_until_cancelled_owned(async move { watched.overload.watch().await }));
         Ok(App { listen, admin_listen, context, config, log, admin, admin_lobby, lingering, over })
     }
 
@@ -151,6 +155,7 @@ impl App {
         self.context.entrance.set_limits(&next.connections);
         self.context.lobby.set_limits(&next.connections);
         self.admin_lobby.set_limits(&next.connections);
+        self.context.overload.set_max_stall(next.connections.max_stall);
         self.config = next;
     }
 

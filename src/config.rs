@@ -31,7 +31,7 @@ pub const TEMPLATE: &str = include_str!("config/default.toml");
 pub struct Config {
     /// Where Tidegate listens.
     pub http: http::Config,
-    /// How many may connect.
+    /// How many may connect, and when.
     pub connections: access::Config,
     /// Which broker stands behind it.
     pub broker: broker::Config,

@@ -20,6 +20,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod mqtt;
+pub mod overload;
 pub mod session;
 pub mod shutdown;
 pub mod systemd;

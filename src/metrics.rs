@@ -47,6 +47,19 @@ pub async fn upkeep(handle: PrometheusHandle) {
     }
 }
 
+/// The event loop came so late to a timer, and does not keep up or does.
+pub fn event_loop(stall: Duration, is_overloaded: bool) {
+    METRICS.stall.record(stall);
+    METRICS.overloaded.set(if is_overloaded { 1.0 } else { 0.0 });
+}
+
+/// The runtime of the event loop: its tasks, those that wait for any worker, and the share of their time in which the workers work.
+pub fn runtime(tasks: usize, queued: usize, busy: f64) {
+    METRICS.runtime_tasks.set(tasks as f64);
+    METRICS.runtime_queued.set(queued as f64);
+    METRICS.runtime_busy.set(busy);
+}
+
 /// The page for Prometheus, process metrics included.
 pub fn render(handle: &PrometheusHandle) -> String {
     static DESCRIBED: Once = Once::new();
@@ -221,6 +234,11 @@ struct Metrics {
     reachable: Gauge,
     panics: Counter,
     unfinished: Gauge,
+    stall: Histogram,
+    overloaded: Gauge,
+    runtime_tasks: Gauge,
+    runtime_queued: Gauge,
+    runtime_busy: Gauge,
 }
 
 struct Direction([(Counter, Counter); 3]);
@@ -278,6 +296,11 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         reachable: gauge!("tidegate_broker_reachable"),
         panics: counter!("tidegate_panics_total"),
         unfinished: gauge!("tidegate_unfinished_bytes"),
+        stall: histogram!("tidegate_event_loop_stall_seconds"),
+        overloaded: gauge!("tidegate_overloaded"),
+        runtime_tasks: gauge!("tidegate_runtime_tasks"),
+        runtime_queued: gauge!("tidegate_runtime_queued_tasks"),
+        runtime_busy: gauge!("tidegate_runtime_busy_ratio"),
     }
 });
 
@@ -334,6 +357,22 @@ fn describe() {
         Unit::Bytes,
         "Bytes of large frames that browsers have begun to send and not finished."
     );
+    describe_histogram!(
+        "tidegate_event_loop_stall_seconds",
+        Unit::Seconds,
+        "How late the event loop came to a timer that fires fifty times a second: as late as to everything else."
+    );
+    describe_gauge!(
+        "tidegate_overloaded",
+        "Whether new WebSockets are turned away because the event loop is late: 1 or 0."
+    );
+    describe_gauge!("tidegate_runtime_tasks", "Tasks of the event loop that are alive.");
+    describe_gauge!("tidegate_runtime_queued_tasks", "Tasks of the event loop that wait for any of its workers.");
+    describe_gauge!(
+        "tidegate_runtime_busy_ratio",
+        "The share of the last second in which the event loop's workers had something to do, 0 to 1."
+    );
+    describe_counter!("tidegate_connections_refused_total", "Connections that were turned away, by reason.");
     describe_gauge!("tidegate_broker_links", "Broker links of sessions, by state.");
     describe_counter!("tidegate_broker_reconnects_total", "Broker links that were lost and restored.");
     describe_counter!(

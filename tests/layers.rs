@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floors, from the roof down. A module sees the floors below its own, and of its own only itself.
-const FLOORS: [&[&str]; 13] = [
+const FLOORS: [&[&str]; 14] = [
     &["main"],
     &["app", "cli"],
     &["config"],
@@ -14,6 +14,7 @@ const FLOORS: [&[&str]; 13] = [
     &["session", "tunnel"],
     &["devices"],
     &["broker"],
+    &["overload"],
     &["metrics", "audit", "log", "shutdown", "systemd"],
     &["access", "delivery"],
     &["wire"],

@@ -29,6 +29,9 @@ pub struct Config {
     /// The most connections, of any kind, that have sent no frame yet; over it the oldest is let go.
     #[serde(deserialize_with = "units::count")]
     pub max_unauthenticated: NonZeroUsize,
+    /// How late the event loop may be before new WebSockets are turned away.
+    #[serde(with = "units::seconds")]
+    pub max_stall: Duration,
 }
 
 impl Default for Config {
@@ -40,6 +43,7 @@ impl Default for Config {
             max_queued: const { NonZeroUsize::new(1000).unwrap() },
             queue_timeout: Duration::from_secs(30),
             max_unauthenticated: const { NonZeroUsize::new(5000).unwrap() },
+            max_stall: Duration::from_millis(500),
         }
     }
 }

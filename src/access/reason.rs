@@ -23,13 +23,15 @@ pub enum Reason {
     MaxHeader,
     /// It read nothing of a response.
     WriteTimeout,
+    /// The event loop does not keep up.
+    MaxStall,
     /// The system gave no connection: it has no descriptors left, say.
     Accept,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 9] = [
+    pub const ALL: [Reason; 10] = [
         Reason::MaxPerAddress,
         Reason::MaxNewPerSecond,
         Reason::MaxQueued,
@@ -38,6 +40,7 @@ impl Reason {
         Reason::HeaderTimeout,
         Reason::MaxHeader,
         Reason::WriteTimeout,
+        Reason::MaxStall,
         Reason::Accept,
     ];
 
@@ -52,6 +55,7 @@ impl Reason {
             Reason::HeaderTimeout => "header_timeout",
             Reason::MaxHeader => "max_header",
             Reason::WriteTimeout => "write_timeout",
+            Reason::MaxStall => "max_stall",
             Reason::Accept => "accept",
         }
     }
@@ -77,6 +81,7 @@ impl Reason {
             Reason::HeaderTimeout => "No request came in time (http.header_timeout).",
             Reason::MaxHeader => "The head of a request was too large (http.max_header).",
             Reason::WriteTimeout => "Nothing of a response was read in time (session.write_timeout).",
+            Reason::MaxStall => "The gateway is too busy to take one more (connections.max_stall).",
             Reason::Accept => "The system gives no more connections; a session takes two descriptors (ulimit -n).",
         }
     }

@@ -19,9 +19,10 @@ pub fn routes() -> Router<Arc<Context>> {
 async fn ready(State(context): State<Arc<Context>>) -> (StatusCode, Json<Value>) {
     let broker = context.broker.reach().standing();
     let draining = context.drain.is_announced();
-    let (code, status) = match broker == Standing::Up && !draining {
+    let overloaded = context.overload.is_overloaded();
+    let (code, status) = match broker == Standing::Up && !draining && !overloaded {
         true => (StatusCode::OK, "ready"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
     };
-    (code, Json(json!({"status": status, "broker": broker.name(), "draining": draining})))
+    (code, Json(json!({"status": status, "broker": broker.name(), "draining": draining, "overloaded": overloaded})))
 }

@@ -11,12 +11,13 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
+use rand::Rng;
 use tungstenite::error::{CapacityError, Error as WsError};
 
 use super::connection::{Phase, Wire};
 use super::serving::Peer;
 use super::unfinished::{Share, Unfinished};
-use crate::access::{Network, addresses};
+use crate::access::{Network, Reason, addresses};
 use crate::session::{self, Arrival, Context, Inbound, Outbound, Socket, turned_away};
 use crate::wire::negotiate::negotiate;
 use crate::wire::{self, Close};
@@ -35,6 +36,10 @@ pub async fn upgrade(
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
+    if context.overload.is_overloaded() {
+        turned_away(Reason::MaxStall, Some(peer.address));
+        return shed();
+    }
     let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
     let agreed = match negotiate(offered) {
         Ok(agreed) => agreed,
@@ -96,6 +101,14 @@ fn client(peer: &Peer, headers: &HeaderMap, trusted_proxies: &[Network]) -> IpAd
     // What is no text is no address either.
     let values = headers.get_all("x-forwarded-for").iter().rev().map(|value| value.to_str().unwrap_or_default());
     addresses::client(peer.address, values.flat_map(|value| value.rsplit(',')), trusted_proxies)
+}
+
+/// Turns a newcomer away at once. Those who were turned away together are told to come back one after the other.
+fn shed() -> Response {
+    let headers =
+        [(header::RETRY_AFTER, rand::rng().random_range(2..=10).to_string()), (header::CONNECTION, "close".to_owned())];
+    let text = "The gateway is too busy to take one more; connect again later.\n";
+    (StatusCode::SERVICE_UNAVAILABLE, headers, text).into_response()
 }
 
 fn is_bearer(value: &axum::http::HeaderValue) -> bool {

@@ -29,6 +29,7 @@ use crate::broker::{Broker, Command, Event, Link, Opening, Ready};
 use crate::delivery;
 use crate::metrics;
 use crate::mqtt::inflight::Receipt;
+use crate::overload::Overload;
 use crate::shutdown::Drain;
 use crate::wire::{self, Auth, Close, Limits, MsgId, Refusal, Reply, TopicResult, json};
 
@@ -66,6 +67,8 @@ pub struct Context {
     pub closing: CancellationToken,
     /// How, and by when.
     pub drain: Drain,
+    /// Whether the event loop keeps up.
+    pub overload: Overload,
 }
 
 /// What a session goes by from its upgrade to its end, whatever the configuration becomes meanwhile.

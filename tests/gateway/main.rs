@@ -15,6 +15,7 @@ mod http;
 mod ledger;
 mod limits;
 mod outage;
+mod overload;
 mod proxy;
 mod real_input;
 mod reload;
