@@ -73,6 +73,7 @@ impl App {
         let admin_listener = http::listen("http.admin_listen", config.http.admin_listen).await?;
         let broker_timeout = config.broker.request_timeout;
         let broker = Broker::start(config.broker.clone(), tasks.clone(), closing.clone())?;
+        metrics::outbox_limit(config.delivery.max_total_bytes.get());
         let context = Arc::new(Context {
             settings: ArcSwap::from_pointee(settings(&config)),
             broker_timeout,
@@ -151,6 +152,7 @@ impl App {
         if !is_louder {
             self.log.set_level(&next.log.level);
         }
+        metrics::outbox_limit(next.delivery.max_total_bytes.get());
         self.context.settings.store(Arc::new(settings(&next)));
         self.context.entrance.set_limits(&next.connections);
         self.context.lobby.set_limits(&next.connections);

@@ -1,5 +1,6 @@
 //! The MQTT side: where the broker is, whether it can be reached, and a link to it for each session.
 
+mod budget;
 mod config;
 pub mod connection;
 mod dedicated;
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{BrokerUrl, BrokerUrlError, Config};
-pub use link::{Abilities, Command, Downlink, Event, Handle, Link, Opening, Ready};
+pub use link::{Abilities, Command, Downlink, Event, Handle, Link, Opening, Ready, Taken};
 pub use transport::{Target, TlsError};
 pub use watch::{Reach, Standing};
 
@@ -30,6 +31,7 @@ use crate::mqtt::Message;
 use crate::mqtt::packet::Connect;
 use crate::wire::{Refusal, Will};
 
+use budget::Budget;
 use embedded::{Embedded, EmbeddedError};
 
 /// Requests that a session may hand over before it waits.
@@ -38,6 +40,8 @@ const COMMANDS: usize = 32;
 /// The broker behind the gateway.
 pub struct Broker {
     setup: Arc<Setup>,
+    /// Memory that the outboxes of all links share.
+    budget: Arc<Budget>,
     tasks: TaskTracker,
 }
 
@@ -113,12 +117,12 @@ impl Broker {
         let setup = Arc::new(Setup { config, place, reach: Reach::default() });
         let watched = setup.clone();
         tasks.spawn(async move { closing.run_until_cancelled(watch::run(&watched)).await });
-        Ok(Broker { setup, tasks })
+        Ok(Broker { setup, budget: Arc::default(), tasks })
     }
 
     /// A link for a new session; `predecessor` is the link of the same client identifier, which gives way first.
     pub fn open(&self, opening: Opening, delivery: delivery::Config, predecessor: Option<Handle>) -> Link {
-        let downlink = Downlink::new(delivery);
+        let downlink = Downlink::new(delivery, self.budget.clone());
         let (commands, receiver) = mpsc::channel(COMMANDS);
         self.tasks.spawn(dedicated::run(self.setup.clone(), opening, downlink.clone(), receiver, predecessor));
         Link { commands, downlink }

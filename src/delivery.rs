@@ -4,6 +4,6 @@ mod config;
 pub mod outbox;
 pub mod subscriptions;
 
-pub use config::{Bound, Config};
+pub use config::{Bound, Config, Overflow};
 pub use outbox::{Delivery, Outbox};
 pub use subscriptions::{Route, Subscriptions, Target, subscription_id};

@@ -156,10 +156,19 @@ pub fn publish_answered(qos: Qos, after: Duration) {
     }
 }
 
-/// An outbox changed from so many deliveries and bytes to so many.
-pub fn outbox_changed(before: (usize, usize), after: (usize, usize)) {
-    METRICS.outbox_deliveries.increment(after.0 as f64 - before.0 as f64);
-    METRICS.outbox_bytes.increment(after.1 as f64 - before.1 as f64);
+/// An outbox changed from so many deliveries to so many.
+pub fn outbox_deliveries_changed(before: usize, after: usize) {
+    METRICS.outbox_deliveries.increment(after as f64 - before as f64);
+}
+
+/// What a session is charged for its outbox changed from so many bytes to so many.
+pub fn outbox_bytes_changed(before: usize, after: usize) {
+    METRICS.outbox_bytes.increment(after as f64 - before as f64);
+}
+
+/// All outboxes together may hold so many bytes.
+pub fn outbox_limit(bytes: usize) {
+    METRICS.outbox_limit.set(bytes as f64);
 }
 
 /// Deliveries were dropped because their browser read nothing.
@@ -225,6 +234,7 @@ struct Metrics {
     ack_qos_2: Histogram,
     outbox_deliveries: Gauge,
     outbox_bytes: Gauge,
+    outbox_limit: Gauge,
     dropped: Counter,
     withheld: Counter,
     links_up: Gauge,
@@ -287,6 +297,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         ack_qos_2: histogram!("tidegate_publish_ack_seconds", "qos" => "2"),
         outbox_deliveries: gauge!("tidegate_outbox_deliveries"),
         outbox_bytes: gauge!("tidegate_outbox_bytes"),
+        outbox_limit: gauge!("tidegate_outbox_limit_bytes"),
         dropped: counter!("tidegate_deliveries_dropped_total"),
         withheld: counter!("tidegate_deliveries_withheld_total"),
         links_up: gauge!("tidegate_broker_links", "state" => "up"),
@@ -342,7 +353,12 @@ fn describe() {
     describe_gauge!(
         "tidegate_outbox_bytes",
         Unit::Bytes,
-        "Memory of the deliveries that wait for their browsers, roughly."
+        "Memory of the deliveries that wait for their browsers or for their sockets, roughly; a few KiB of each session left out."
+    );
+    describe_gauge!(
+        "tidegate_outbox_limit_bytes",
+        Unit::Bytes,
+        "The most that tidegate_outbox_bytes may come to: delivery.max_total_bytes."
     );
     describe_counter!(
         "tidegate_deliveries_dropped_total",

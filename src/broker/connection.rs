@@ -163,6 +163,11 @@ impl Connection {
         }
     }
 
+    /// Bytes that are held for a packet that has not come whole.
+    pub fn buffered(&self) -> usize {
+        self.inbound.capacity()
+    }
+
     /// The next packet of those that were read.
     pub fn next_packet(&mut self) -> Result<Option<Packet>, Malformed> {
         let packet = packet::read(&mut self.inbound, self.max_packet)?;

@@ -321,10 +321,11 @@ impl Dedicated {
             if self.is_leaving(connection) {
                 return self.leave(connection).await;
             }
-            let may_read = self.end.is_some() || !self.is_ready || self.downlink.may_read();
+            let may_read = self.end.is_some() || self.downlink.may_read(connection.buffered());
             if !may_read {
-                // A connection that is not read is not dead.
-                clock.pinged = clock.pinged.map(|_| Instant::now());
+                // A connection that is not read is not dead, and its answers to pings wait with all else; the broker wants to be
+                // pinged all the same.
+                clock.pinged = None;
             }
             self.set_timer(timer.as_mut(), connection, clock);
             if self.outgoing.is_empty() {
@@ -693,7 +694,7 @@ impl Dedicated {
         }
         if !clock.keep_alive.is_zero() && clock.pinged.is_none() && now >= clock.last_write + clock.keep_alive {
             packet::write_pingreq(&mut connection.outbound);
-            clock.pinged = Some(now);
+            (clock.pinged, clock.last_write) = (Some(now), now);
         }
         self.on_time();
         Ok(())

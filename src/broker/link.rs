@@ -8,10 +8,11 @@ use std::time::Instant;
 
 use tokio::sync::{Notify, mpsc};
 
+use super::budget::Budget;
 use super::signal::Signal;
 
 use crate::delivery::outbox::Excess;
-use crate::delivery::{self, Bound, Delivery, Outbox, subscription_id};
+use crate::delivery::{self, Bound, Delivery, Outbox, Overflow, subscription_id};
 use crate::metrics;
 use crate::mqtt::inflight::{Receipt, RequestId};
 use crate::mqtt::{Message, Qos, Reason, TopicFilter, packet};
@@ -134,6 +135,19 @@ impl Abilities {
     }
 }
 
+/// What a session took from its link.
+#[derive(Debug)]
+pub struct Taken {
+    /// What happened, in order.
+    pub events: VecDeque<Event>,
+    /// What is to be written.
+    pub deliveries: Vec<Delivery>,
+    /// What the deliveries take in memory.
+    pub bytes: usize,
+    /// How many were dropped since the last time.
+    pub dropped: u64,
+}
+
 /// A session's end of its link.
 #[derive(Debug)]
 pub struct Link {
@@ -171,7 +185,12 @@ impl Handle {
 
     /// The session has ended so, and hangs up: what it asked before is finished first. Waits for no room among the commands.
     pub fn end(&self, close: Close) {
-        self.downlink.lock().ended_by.get_or_insert(close);
+        let mut state = self.downlink.lock();
+        state.ended_by.get_or_insert(close);
+        // What waits is forgotten; what was not confirmed stays with the broker.
+        state.phase = Phase::Ended;
+        state.forget(&self.downlink.budget);
+        drop(state);
         self.downlink.to_link.raise();
     }
 
@@ -190,12 +209,16 @@ impl Handle {
 
 /// Deliveries of a session that may wait without being counted.
 const FEW: usize = 8;
+/// Bytes of deliveries that a session may take at one time, however little memory is left for all.
+const LEAST_TAKEN: usize = 4 * 1024;
 
 /// What comes down to a session, and the confirmations that go back up.
 #[derive(Debug)]
 pub struct Downlink {
     state: Mutex<State>,
     config: delivery::Config,
+    /// What the outboxes of all sessions share.
+    budget: Arc<Budget>,
     /// Wakes the session: there are events, or the first deliveries.
     pub to_session: Signal,
     /// Wakes the link: there are confirmations, there is room, or it is to give way.
@@ -205,35 +228,66 @@ pub struct Downlink {
 
 #[derive(Debug, Default)]
 struct State {
+    phase: Phase,
     events: VecDeque<Event>,
     outbox: Outbox,
+    /// Bytes that the session has taken and the socket has not.
+    taken: usize,
+    /// Bytes of the broker's connection while that is not read.
+    unread: usize,
     confirmations: Vec<Receipt>,
     excess: Excess,
+    /// The link waits for room.
+    is_held: bool,
     taken_over: bool,
     ended_by: Option<Close>,
     abandoned: bool,
-    is_draining: bool,
-    /// Deliveries and bytes as the gauges know them.
-    counted: (usize, usize),
+    /// Deliveries as the gauge knows them.
+    counted: usize,
+    /// Bytes as the budget knows them.
+    charged: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// The browser can be told nothing yet, and the broker has answers to give.
+    #[default]
+    Opening,
+    Open,
+    /// Only what waits already is delivered.
+    Draining,
+    /// There is no browser any more: what comes is for whoever takes the session up.
+    Ended,
 }
 
 impl State {
-    /// Tells the gauges what waits. What is taken as soon as it is offered never shows: gauges that all sessions share are dear.
-    fn count_outbox(&mut self) {
-        let now = (self.outbox.len(), self.outbox.bytes());
-        if now.0 > FEW || self.counted != (0, 0) {
-            metrics::outbox_changed(self.counted, now);
-            self.counted = now;
+    /// Tells what is held now. What is taken as soon as it is offered never shows: what all sessions share is dear.
+    fn account(&mut self, budget: &Budget) {
+        self.charged = budget.charge(self.charged, self.outbox.bytes() + self.taken + self.unread);
+        let deliveries = self.outbox.len();
+        if deliveries > FEW || self.counted != 0 {
+            metrics::outbox_deliveries_changed(self.counted, deliveries);
+            self.counted = deliveries;
         }
+    }
+
+    fn forget(&mut self, budget: &Budget) {
+        (self.outbox, self.taken, self.unread) = (Outbox::default(), 0, 0);
+        self.account(budget);
+    }
+
+    fn drop_excess(&mut self, bound: &Bound) {
+        metrics::deliveries_dropped(self.outbox.drop_excess(bound));
     }
 }
 
 impl Downlink {
     /// Nothing waits.
-    pub fn new(config: delivery::Config) -> Arc<Downlink> {
+    pub(super) fn new(config: delivery::Config, budget: Arc<Budget>) -> Arc<Downlink> {
         Arc::new(Downlink {
             state: Mutex::default(),
             config,
+            budget,
             to_session: Signal::default(),
             to_link: Signal::default(),
             let_go: Notify::new(),
@@ -242,32 +296,52 @@ impl Downlink {
 
     /// Link: tells the session something. Events are as many as the session's requests, and a few.
     pub fn tell(&self, event: Event) {
-        self.lock().events.push_back(event);
+        let mut state = self.lock();
+        if state.phase == Phase::Opening && matches!(event, Event::Ready(_)) {
+            state.phase = Phase::Open;
+        }
+        state.events.push_back(event);
+        drop(state);
         self.to_session.raise();
     }
 
     /// Link: offers what one read of the broker brought. What comes once the session drains is left to whoever resumes it.
     pub fn offer(&self, deliveries: impl Iterator<Item = Delivery>) {
-        let bound = self.bound();
+        let left = self.left();
         let mut state = self.lock();
-        if state.is_draining {
-            return;
-        }
-        let mut dropped = 0;
-        for delivery in deliveries {
-            let excess = state.excess;
-            dropped += state.outbox.offer(delivery, excess, &bound);
-        }
-        state.count_outbox();
+        let (excess, bound) = match state.phase {
+            Phase::Opening => (Excess::Drop, self.config.opening_bound(left)),
+            Phase::Open => (state.excess, self.config.bound(left)),
+            Phase::Draining | Phase::Ended => return,
+        };
+        // What has waited for another read may wait for long.
+        state.outbox.detach();
+        let dropped = deliveries.map(|delivery| state.outbox.offer(delivery, excess, &bound)).sum();
         metrics::deliveries_dropped(dropped);
+        state.account(&self.budget);
         drop(state);
         self.to_session.raise();
     }
 
-    /// Link: whether the broker's connection may be read.
-    pub fn may_read(&self) -> bool {
-        let state = self.lock();
-        state.is_draining || state.outbox.has_room(state.excess, &self.bound())
+    /// Link: whether the broker's connection may be read, which holds so many bytes.
+    pub fn may_read(&self, unread: usize) -> bool {
+        let left = self.left();
+        let mut state = self.lock();
+        let may_read = match state.phase {
+            Phase::Opening | Phase::Draining | Phase::Ended => true,
+            Phase::Open => state.outbox.has_room(state.excess, &self.config.bound(left)),
+        };
+        if may_read == state.is_held {
+            state.is_held = !may_read;
+            state.unread = if may_read { 0 } else { unread };
+            if !may_read {
+                state.outbox.detach();
+                // It may hold deliveries back for an answer that will not be read now.
+                self.to_session.raise();
+            }
+            state.account(&self.budget);
+        }
+        may_read
     }
 
     /// Link: what the session has confirmed since this was last asked.
@@ -294,7 +368,7 @@ impl Downlink {
     pub fn purge(&self, filter: &TopicFilter) -> Vec<Receipt> {
         let mut state = self.lock();
         let receipts = state.outbox.purge(subscription_id(filter));
-        state.count_outbox();
+        state.account(&self.budget);
         receipts
     }
 
@@ -315,20 +389,33 @@ impl Downlink {
         std::mem::take(&mut self.lock().events)
     }
 
-    /// Session: what happened, deliveries up to roughly that many bytes if any are wanted, and how many were dropped since the
-    /// last time.
+    /// Session: what happened, and deliveries up to roughly that many bytes if any are wanted. What was taken before has been
+    /// written.
     ///
     /// One look at both, so that what a delivery follows from is always told before it.
-    pub fn take(&self, bytes: Option<usize>) -> (VecDeque<Event>, Vec<Delivery>, u64) {
+    pub fn take(&self, bytes: Option<usize>) -> Taken {
+        let left = self.left();
         let mut state = self.lock();
-        let was_full = state.outbox.is_full(&self.bound());
-        let taken = bytes.map_or_else(Vec::new, |bytes| state.outbox.take(bytes));
-        let dropped = state.outbox.take_dropped();
-        state.count_outbox();
-        if was_full {
+        let before = state.outbox.bytes();
+        let deliveries = bytes.map_or_else(Vec::new, |bytes| state.outbox.take(bytes.min(left.max(LEAST_TAKEN))));
+        state.taken = before - state.outbox.bytes();
+        if state.is_held && !deliveries.is_empty() {
             self.to_link.raise();
         }
-        (std::mem::take(&mut state.events), taken, dropped)
+        state.account(&self.budget);
+        Taken {
+            events: std::mem::take(&mut state.events),
+            deliveries,
+            bytes: state.taken,
+            dropped: state.outbox.take_dropped(),
+        }
+    }
+
+    /// Session: what it took has become so many bytes to write.
+    pub fn encoded(&self, bytes: usize) {
+        let mut state = self.lock();
+        state.taken = bytes;
+        state.account(&self.budget);
     }
 
     /// Session: these deliveries are confirmed.
@@ -343,17 +430,22 @@ impl Downlink {
 
     /// Session: whether the browser takes nothing, so that what is over the bound is to be dropped, or takes something again.
     pub fn set_stalled(&self, stalled: bool) {
-        let excess = if stalled { Excess::Drop } else { Excess::Hold };
+        let excess = if stalled && self.config.overflow == Overflow::Drop { Excess::Drop } else { Excess::Hold };
+        let left = self.left();
         let mut state = self.lock();
         if state.excess != excess {
             state.excess = excess;
+            if excess == Excess::Drop {
+                state.drop_excess(&self.config.bound(left));
+                state.account(&self.budget);
+            }
             self.to_link.raise();
         }
     }
 
     /// Session: from now on only what waits already is delivered.
     pub fn drain(&self) {
-        self.lock().is_draining = true;
+        self.lock().phase = Phase::Draining;
         self.to_link.raise();
     }
 
@@ -363,13 +455,21 @@ impl Downlink {
         state.outbox.is_empty() && state.events.is_empty()
     }
 
-    /// Session: whether a stall would hold up the broker's connection.
-    pub fn is_full(&self) -> bool {
-        self.lock().outbox.is_full(&self.bound())
+    /// Session: whether it is to be closed if its browser takes nothing.
+    pub fn closes_when_stalled(&self) -> bool {
+        self.config.overflow == Overflow::Close && self.is_full()
     }
 
-    fn bound(&self) -> Bound {
-        self.config.bound(usize::MAX)
+    /// Session: whether the broker's connection is held up, or would be.
+    pub fn is_full(&self) -> bool {
+        let left = self.left();
+        let state = self.lock();
+        state.is_held || state.outbox.is_full(&self.config.bound(left))
+    }
+
+    /// Bytes that are left for all sessions.
+    fn left(&self) -> usize {
+        self.budget.left_of(self.config.max_total_bytes.get())
     }
 
     /// Also after a panic of the session or the link: the other one ends in good order.
@@ -381,6 +481,6 @@ impl Downlink {
 impl Drop for Downlink {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        metrics::outbox_changed(state.counted, (0, 0));
+        state.forget(&self.budget);
     }
 }

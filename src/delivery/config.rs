@@ -16,6 +16,22 @@ pub struct Config {
     /// The most bytes that wait for one session.
     #[serde(deserialize_with = "units::count")]
     pub max_queued_bytes: NonZeroUsize,
+    /// The most bytes that wait for all sessions together. One session never gets more than what is left of them.
+    #[serde(deserialize_with = "units::count")]
+    pub max_total_bytes: NonZeroUsize,
+    /// What happens to a session whose queue is full and whose browser has read nothing for a second.
+    pub overflow: Overflow,
+}
+
+/// What happens to a session whose queue is full and whose browser reads nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Overflow {
+    /// Deliveries of QoS 0 are dropped: for pages that want what is new, whenever they come back to it.
+    #[default]
+    Drop,
+    /// It is closed: for clients that must know at once that they have missed something.
+    Close,
 }
 
 /// How much one outbox may hold for now.
@@ -37,6 +53,12 @@ impl Config {
     pub fn bound(&self, free: usize) -> Bound {
         Bound { count: self.max_queued.get(), bytes: self.max_queued_bytes.get().min(free), free }
     }
+
+    /// The same before the session is open: its browser can be written nothing yet, and the broker must be read on for its
+    /// answers, so all that the first subscriptions bring has to wait here.
+    pub fn opening_bound(&self, free: usize) -> Bound {
+        Bound { count: usize::MAX, bytes: free, free }
+    }
 }
 
 impl Default for Config {
@@ -44,6 +66,8 @@ impl Default for Config {
         Self {
             max_queued: const { NonZeroUsize::new(1000).unwrap() },
             max_queued_bytes: const { NonZeroUsize::new(4 << 20).unwrap() },
+            max_total_bytes: const { NonZeroUsize::new(256 << 20).unwrap() },
+            overflow: Overflow::Drop,
         }
     }
 }

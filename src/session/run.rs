@@ -25,7 +25,7 @@ use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, InvalidFrames, State, judge_levels};
 use super::{Config, Roster};
 use crate::access::Reason;
-use crate::broker::{Broker, Command, Event, Link, Opening, Ready};
+use crate::broker::{Broker, Command, Event, Link, Opening, Ready, Taken};
 use crate::delivery;
 use crate::metrics;
 use crate::mqtt::inflight::Receipt;
@@ -445,7 +445,8 @@ impl<'a, S: Socket> Open<'a, S> {
     fn fill(&mut self) -> Result<(), Close> {
         // The answer to several filters precedes what the first of them bring, unless that is more than may be held.
         let holds = self.state.is_subscribing() && !self.link.downlink.is_full();
-        let (events, deliveries, dropped) = self.link.downlink.take(if holds { None } else { Some(BATCH) });
+        let Taken { events, deliveries, bytes, dropped } =
+            self.link.downlink.take(if holds { None } else { Some(BATCH) });
         self.on_events(events)?;
         self.tell_drops(dropped);
         for delivery in deliveries {
@@ -457,6 +458,9 @@ impl<'a, S: Socket> Open<'a, S> {
             self.batch.receipts.extend(self.state.on_delivery(&delivery));
             self.batch.received.push(delivery.received);
             metrics::message_down(&delivery.message);
+        }
+        if self.peer.writing.bytes() > bytes && !self.batch.received.is_empty() {
+            self.link.downlink.encoded(self.peer.writing.bytes());
         }
         Ok(())
     }
@@ -584,6 +588,9 @@ impl<'a, S: Socket> Open<'a, S> {
         } else if now >= *since + self.settings.session.write_timeout {
             return Err(Close::SlowConsumer);
         } else if now >= *since + STALL {
+            if self.link.downlink.closes_when_stalled() {
+                return Err(Close::SlowConsumer);
+            }
             self.set_stalled(true);
         }
         Ok(())

@@ -37,7 +37,7 @@ pub enum Outbound {
 impl Outbound {
     /// What it takes in memory, roughly.
     fn size(&self) -> usize {
-        let text = if let Outbound::Text(text) = self { text.len() } else { 0 };
+        let text = if let Outbound::Text(text) = self { text.capacity() } else { 0 };
         size_of::<Outbound>() + text
     }
 }
@@ -101,6 +101,11 @@ impl Writing {
     /// So much waits that nothing should be read that might add to it: a client may ask without reading the answers.
     pub fn is_full(&self) -> bool {
         self.bytes + self.pongs > MAX_WAITING
+    }
+
+    /// What waits takes so much memory, roughly.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Something was queued that is not written yet.
