@@ -23,6 +23,7 @@ mod resume;
 mod scripted_broker;
 mod second_implementation;
 mod service;
+mod slow;
 mod start;
 mod subscriptions;
 mod takeover;
