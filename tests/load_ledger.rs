@@ -88,6 +88,18 @@ fn frames_without_a_whole_stamp_carry_none() {
 }
 
 #[test]
+fn latencies_are_taken_turn_by_turn() {
+    let mut ledger = Ledger::new(0..1, 3);
+    for (place, now) in [(0, 25), (1, 30)] {
+        ledger.enter(stamp(0, place), Duration::from_micros(now));
+    }
+    assert_eq!(ledger.take_latencies(), [15, 20]);
+    ledger.enter(stamp(0, 2), Duration::from_micros(11));
+    assert_eq!(ledger.take_latencies(), [1]);
+    assert_eq!(ledger.totals().received, 3);
+}
+
+#[test]
 fn totals_add_up_and_percentiles_are_exact() {
     let mut totals = Totals::default();
     assert_eq!(totals.percentiles([0.5, 1.0]), [0, 0]);

@@ -114,6 +114,11 @@ impl Ledger {
         is_expected.then(|| (stamp.lane - self.lanes.start) as usize * self.each as usize + stamp.seq as usize)
     }
 
+    /// The latencies since this was last asked.
+    pub fn take_latencies(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.totals.latencies)
+    }
+
     /// Closes the book.
     pub fn totals(self) -> Totals {
         self.totals

@@ -7,6 +7,7 @@ mod options;
 mod process;
 mod report;
 mod scenario;
+mod slow;
 mod soak;
 mod trend;
 
@@ -58,6 +59,7 @@ async fn attempt(options: &Options) -> Result<Value> {
     let run = async {
         match options.scenario {
             Scenario::Soak => soak::run(options).await,
+            Scenario::Slow => slow::run(options).await,
             _ => Ok(scenario::run(options).await?.line(options)),
         }
     };

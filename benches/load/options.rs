@@ -15,16 +15,18 @@ pub struct Options {
     #[arg(value_enum, default_value_t = Scenario::FanOut)]
     pub scenario: Scenario,
 
-    /// WebSocket sessions [default: fan-out and unicast 1000, ingest 100, idle 5000, soak 2000]
+    /// WebSocket sessions [default: fan-out and unicast 1000, ingest 100, idle 5000, slow and soak 2000]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     sessions: Option<u32>,
 
-    /// Messages on each topic [default: fan-out 400, unicast 20, ingest 200, idle 1]
+    /// Messages on each topic [default: fan-out 400, unicast 20, ingest 200, idle 1,
+    /// slow 30 a turn]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     messages: Option<u32>,
 
     /// Messages a second that are published, over all topics; 0: as fast as 64 unfinished messages
-    /// allow, or 16 unacknowledged ones a publisher [default: fan-out and soak 20, others 1000]
+    /// allow, or 16 unacknowledged ones a publisher [default: slow 5, fan-out and soak 20,
+    /// others 1000]
     #[arg(long, value_parser = rate)]
     rate: Option<f64>,
 
@@ -80,6 +82,18 @@ pub struct Options {
     #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
     pub max_rise: f64,
 
+    /// Slow only: sessions that read nothing in every other turn
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub slow: u32,
+
+    /// Slow only: turns without and with the slow sessions
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub pairs: u32,
+
+    /// Slow only: fails if the p99 beside slow sessions is more than this many times that without them, in the median
+    #[arg(long, value_name = "TIMES", default_value_t = 1.3)]
+    pub max_delay: f64,
+
     /// Fails if a session takes more bytes of the gateway's resident memory than this
     #[arg(long, value_name = "BYTES")]
     pub max_bytes_a_session: Option<u64>,
@@ -103,6 +117,8 @@ pub enum Scenario {
     Ingest,
     /// The sessions stay quiet while memory is measured; then one message shows that all live.
     Idle,
+    /// Most sessions read one topic, others read nothing in every other turn.
+    Slow,
     /// Sessions come and go for a long time, while memory and descriptors must not grow.
     Soak,
     /// The yardstick itself; the tool starts it as a child.
@@ -159,7 +175,7 @@ impl Options {
             Scenario::FanOut | Scenario::Unicast | Scenario::Bare => 1000,
             Scenario::Ingest => 100,
             Scenario::Idle => 5000,
-            Scenario::Soak => 2000,
+            Scenario::Slow | Scenario::Soak => 2000,
         })
     }
 
@@ -168,13 +184,18 @@ impl Options {
             Scenario::FanOut => 400,
             Scenario::Unicast => 20,
             Scenario::Ingest => 200,
+            Scenario::Slow => 30,
             Scenario::Idle | Scenario::Soak | Scenario::Bare => 1,
         })
     }
 
     /// Messages a second; `None`: saturated.
     pub fn rate(&self) -> Option<f64> {
-        let default = if matches!(self.scenario, Scenario::FanOut | Scenario::Soak) { 20.0 } else { 1000.0 };
+        let default = match self.scenario {
+            Scenario::Slow => 5.0,
+            Scenario::FanOut | Scenario::Soak => 20.0,
+            Scenario::Unicast | Scenario::Ingest | Scenario::Idle | Scenario::Bare => 1000.0,
+        };
         Some(self.rate.unwrap_or(default)).filter(|&rate| rate > 0.0)
     }
 
@@ -234,6 +255,13 @@ A soak's line has, beside expected to stray, acks and failures:
                         the mean, how much higher the fitted line ends than it begins, and how much
                         of that may be chance; left, descriptors when all sessions have left
   left                  the gauges that must be 0 by then
+
+The line of slow has, beside expected to stray (of the fast readers) and failures:
+  dropped               deliveries that were dropped for the slow readers
+  p99_us                {alone, beside}: of each turn, send to receipt, both in the tool
+  ratio                 the median of what beside is over alone, turn by turn
+  rss                   of the gateway: {idle, peak, limit}, with the fast sessions open, at most, and
+                        what delivery.max_total_bytes says
 
 Exit status: 0, passed; 1, failed: a fault, a bound that was passed, or a run that could not be made
 (the line then has scenario and failures only); 2, wrong usage. A saturated run at qos 0 may lose

@@ -182,6 +182,15 @@ impl Drop for Program {
     }
 }
 
+/// The sum of a metric's samples; `None` where the page has none.
+pub fn total(page: &str, metric: &str) -> Option<f64> {
+    let samples = page.lines().filter_map(|line| {
+        let labels = line.strip_prefix(metric)?;
+        labels.starts_with([' ', '{']).then(|| labels.rsplit(' ').next()?.parse::<f64>().ok())?
+    });
+    samples.fold(None, |sum, sample| Some(sum.unwrap_or(0.0) + sample))
+}
+
 /// Fails, with the command that mends it, if this many descriptors are more than a process may open.
 pub fn check_descriptors(needed: u64) -> Result<()> {
     let limits = fs::read_to_string("/proc/self/limits")?;

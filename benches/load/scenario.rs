@@ -141,7 +141,9 @@ impl Plan {
     fn new(options: &Options) -> Self {
         let sessions = options.sessions();
         let (readers, lanes, copies) = match options.scenario {
-            Scenario::FanOut | Scenario::Idle | Scenario::Soak | Scenario::Bare => (sessions, 1, sessions),
+            Scenario::FanOut | Scenario::Idle | Scenario::Slow | Scenario::Soak | Scenario::Bare => {
+                (sessions, 1, sessions)
+            }
             Scenario::Unicast => (sessions, sessions, 1),
             Scenario::Ingest => (1, sessions, 1),
         };
@@ -160,7 +162,7 @@ impl Plan {
     /// What a reader subscribes to, and the lanes that it thereby reads.
     fn reading(&self, reader: u32) -> (String, Range<u32>) {
         match self.scenario {
-            Scenario::FanOut | Scenario::Idle | Scenario::Soak | Scenario::Bare => (topic(0), 0..1),
+            Scenario::FanOut | Scenario::Idle | Scenario::Slow | Scenario::Soak | Scenario::Bare => (topic(0), 0..1),
             Scenario::Unicast => (topic(reader), reader..reader + 1),
             Scenario::Ingest => ("load/#".into(), 0..self.lanes),
         }

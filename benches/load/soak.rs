@@ -3,7 +3,7 @@
 use crate::client::{Publisher, Session};
 use crate::ledger::{Entry, Ledger, Stamp, Totals};
 use crate::options::{Options, name};
-use crate::process::{House, check_descriptors};
+use crate::process::{House, check_descriptors, total};
 use crate::trend::Trend;
 use crate::{Result, fail};
 use rand::Rng;
@@ -141,15 +141,6 @@ async fn left(house: &House, idle: u64) -> Result<(u64, Map<String, Value>)> {
             return Ok((descriptors, gauges));
         }
     }
-}
-
-/// The sum of a metric's samples; `None` where the page has none.
-fn total(page: &str, metric: &str) -> Option<f64> {
-    let samples = page.lines().filter_map(|line| {
-        let labels = line.strip_prefix(metric)?;
-        labels.starts_with([' ', '{']).then(|| labels.rsplit(' ').next()?.parse::<f64>().ok())?
-    });
-    samples.fold(None, |sum, sample| Some(sum.unwrap_or(0.0) + sample))
 }
 
 /// All seats, and what is known of them together.

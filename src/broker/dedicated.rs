@@ -783,7 +783,7 @@ mod tests {
             ack: Ack::Auto,
             max_inflight: 1,
         };
-        let downlink = Downlink::new(Default::default());
+        let downlink = Downlink::new(Default::default(), Arc::default());
         let (_commands, receiver) = mpsc::channel(1);
         let dedicated = Dedicated::new(setup, opening, downlink.clone(), receiver);
         let faulty = tokio::spawn(async move {

@@ -484,3 +484,97 @@ impl Drop for Downlink {
         state.forget(&self.budget);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+    use std::time::Instant;
+
+    use bytes::Bytes;
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::mqtt::Topic;
+    use crate::wire::Contract;
+
+    const KIB: usize = 1024;
+
+    fn delivery(bytes: usize) -> Delivery {
+        let topic = Topic::parse("t").expect("a topic");
+        let payload = Bytes::from(vec![b'x'; bytes]);
+        Delivery {
+            message: Message { topic, payload, qos: Qos::AtMostOnce, retain: false, properties: None },
+            contract: Contract::default(),
+            readers: Default::default(),
+            msgid: None,
+            dup: false,
+            receipt: None,
+            timestamp: 0,
+            received: Instant::now(),
+        }
+    }
+
+    /// Those of some sessions that may hold so many bytes together.
+    fn downlinks<const N: usize>(total: usize) -> [Arc<Downlink>; N] {
+        let budget = Arc::<Budget>::default();
+        let max_total_bytes = NonZeroUsize::new(total).expect("not 0");
+        let config = delivery::Config { max_total_bytes, ..Default::default() };
+        std::array::from_fn(|_| Downlink::new(config.clone(), budget.clone()))
+    }
+
+    fn open(downlink: &Downlink) {
+        downlink.lock().phase = Phase::Open;
+    }
+
+    #[test]
+    fn a_link_that_waits_for_room_is_woken_when_its_session_takes_something_whatever_others_freed_meanwhile() {
+        let [ours, theirs] = downlinks(64 * KIB);
+        open(&ours);
+        open(&theirs);
+        theirs.offer([delivery(30 * KIB)].into_iter());
+        ours.offer([delivery(20 * KIB)].into_iter());
+        assert!(!ours.may_read(0), "less is left than what waits");
+        theirs.take(Some(usize::MAX));
+        theirs.take(Some(usize::MAX));
+        let _ = ours.to_link.raised().now_or_never();
+        assert_eq!(ours.take(Some(usize::MAX)).deliveries.len(), 1);
+        assert!(ours.to_link.raised().now_or_never().is_some());
+        assert!(ours.may_read(0));
+    }
+
+    #[test]
+    fn what_is_being_written_and_what_is_half_read_is_charged_until_it_is_gone() {
+        let [downlink] = downlinks(1024 * KIB);
+        open(&downlink);
+        let left = || downlink.left() / KIB;
+        downlink.offer([delivery(100 * KIB)].into_iter());
+        assert!((900..=924).contains(&left()), "{} KiB", left());
+        assert_eq!(downlink.take(Some(usize::MAX)).deliveries.len(), 1);
+        assert!((900..=924).contains(&left()), "{} KiB", left());
+        downlink.encoded(200 * KIB);
+        assert!((800..=824).contains(&left()), "{} KiB", left());
+        downlink.take(Some(usize::MAX));
+        assert_eq!(left(), 1024);
+        downlink.offer((0..1000).map(|_| delivery(0)));
+        let before = left();
+        assert!(!downlink.may_read(100 * KIB));
+        assert!(before - left() >= 96, "{before} KiB, then {} KiB", left());
+        let handle = Handle { downlink: downlink.clone() };
+        handle.end(Close::Lost);
+        assert_eq!(left(), 1024, "an ended session holds nothing");
+        assert!(downlink.may_read(0));
+        downlink.offer([delivery(100 * KIB)].into_iter());
+        assert_eq!(left(), 1024);
+    }
+
+    #[test]
+    fn before_a_session_is_open_its_first_deliveries_are_bounded_by_what_is_left_for_all() {
+        let [downlink] = downlinks(1024 * KIB);
+        for _ in 0..100 {
+            assert!(downlink.may_read(0));
+            downlink.offer((0..50).map(|_| delivery(KIB)));
+        }
+        let held = 1024 - downlink.left() / KIB;
+        assert!((400..=700).contains(&held), "{held} KiB");
+    }
+}

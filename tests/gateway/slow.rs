@@ -66,7 +66,7 @@ async fn what_has_a_higher_priority_goes_first_to_a_slow_browser() {
         frames.push(slow.next().await);
     }
     let of = |topic: &str| frames.iter().filter(|frame| frame["topic"] == topic).map(number).collect::<Vec<_>>();
-    let place = |frame: &dyn Fn(&Value) -> bool| frames.iter().rposition(|other| frame(other)).expect("it is there");
+    let place = |frame: &dyn Fn(&Value) -> bool| frames.iter().rposition(frame).expect("it is there");
     let waited = |topic: &'static str| move |frame: &Value| frame["topic"] == topic && number(frame) >= sent - 12;
     assert!(place(&waited("high")) < place(&|frame| frame["topic"] == "normal" && number(frame) < sent - 12));
     assert!(place(&waited("normal")) < frames.len() - 4);
@@ -173,8 +173,9 @@ async fn sessions_that_read_nothing_share_what_memory_there_is_and_delay_nobody(
     const SLOW: usize = 60;
     const SENT: usize = 500;
     const TOTAL: f64 = 16.0 * 1024.0 * 1024.0;
-    /// What a session may hold beyond: one read of its link, what its socket is writing, and what is not charged.
-    const MARGIN: f64 = 192.0 * 1024.0;
+    /// What a session may hold beyond: a batch that its socket is writing, in frames and in the WebSocket's buffer, and two reads of
+    /// its link.
+    const MARGIN: f64 = 256.0 * 1024.0;
     let mosquitto = Mosquitto::start().await;
     let house = Gateway::start(&mosquitto.url(), &format!("[delivery]\nmax_total_bytes = {TOTAL}")).await;
     assert_eq!(house.metric("tidegate_outbox_limit_bytes").await, TOTAL);
@@ -186,7 +187,7 @@ async fn sessions_that_read_nothing_share_what_memory_there_is_and_delay_nobody(
     quick.subscribe("flood").await;
     publish(&mut source, "flood", numbered(0, 10_000), 0).await;
     assert_eq!(number(&quick.next().await), 0);
-    let before = house.peak();
+    let before = house.resident() as f64;
     for sent in 1..SENT {
         publish(&mut source, "flood", numbered(sent, 10_000), 0).await;
         assert_eq!(number(&quick.next().await), sent, "whoever reads gets everything");
@@ -195,7 +196,9 @@ async fn sessions_that_read_nothing_share_what_memory_there_is_and_delay_nobody(
     let used = house.metric("tidegate_outbox_bytes").await;
     assert!(used > TOTAL / 2.0 && used < TOTAL + MARGIN * SLOW as f64, "{used} bytes are charged");
     let grown = house.peak() - before;
-    assert!(grown < TOTAL + MARGIN * SLOW as f64, "the process has grown by {grown} bytes");
+    // No allocator is without loss.
+    let allowed = TOTAL * 1.125 + MARGIN * SLOW as f64;
+    assert!(grown < allowed, "the process has grown by {grown} bytes, not {allowed}");
     drop(slow);
     eventually("all is given back", async || house.metric("tidegate_outbox_bytes").await == 0.0).await;
 }
