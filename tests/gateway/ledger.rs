@@ -172,6 +172,7 @@ fn report(name: &str, seed: u64, ground: &Ground) {
     let audit = Audit::of(&history);
     println!("  {:7} deliveries accounted for", audit.accounted);
     println!("  {:7} lost on the wire, after they were confirmed as written", audit.lost_on_the_wire);
+    println!("  {:7} lost at a broker that forgot the publisher's session", audit.lost_with_the_publisher);
     println!(
         "  {:7} lost with the broker, {} of them by the control too",
         audit.lost_with_the_broker, audit.lost_by_the_control_too

@@ -289,11 +289,12 @@ impl<'a> View<'a> {
             *until = next.map_or(Time::MAX, |next| *next + FIGHT);
         }
         let restored = |kill: &Time| {
-            let back = client
-                .seen
-                .iter()
-                .find(|(at, seen)| at > kill && matches!(seen, Seen::Opened { .. } | Seen::Up { .. }));
-            (*kill, back.map_or(Time::MAX, |(at, _)| *at))
+            let after = || client.seen.iter().skip_while(|(at, _)| at <= kill);
+            let back = |seen: &Seen| matches!(seen, Seen::Opened { .. } | Seen::Up { .. });
+            // On a slow line the client may yet be told that an earlier link came back.
+            let anew = |seen: &Seen| back(seen) && *seen != Seen::Up { session_present: true };
+            let first = after().find(|(at, seen)| anew(seen) && *at <= *kill + NOTICED);
+            (*kill, first.or(after().find(|(_, seen)| back(seen))).map_or(Time::MAX, |(at, _)| *at))
         };
         view.kills = history.kills.iter().map(restored).collect();
         view
@@ -321,7 +322,8 @@ impl<'a> View<'a> {
 
     /// What comes first is what was published first, and no later copy.
     fn hears_first(&self, key: Key, attempts: &[Attempt]) -> bool {
-        let misses_nothing = self.client.is_kept && self.client.is_manual && self.qos_of(key.lane) > Some(0);
+        let is_owed_all = self.client.is_kept && self.client.is_manual && self.qos_of(key.lane) > Some(0);
+        let misses_nothing = is_owed_all && self.history.kills.is_empty();
         let was_there = self.opened.first().is_some_and(|opened| *opened < attempts[0].sent);
         misses_nothing && was_there || self.copies(key, attempts) == Some(1)
     }

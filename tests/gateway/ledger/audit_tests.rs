@@ -157,6 +157,14 @@ fn a_message_after_a_later_one_is_reordered_unless_it_comes_again() {
     assert_eq!(published().handles(3, key(2)).handles(4, key(1)).kinds(), [Kind::Reordered]);
     let redelivered = published().handles(3, key(2)).gets(4, key(1), true).sees(4, Seen::Handled(key(1)));
     assert_eq!(redelivered.kinds(), []);
+    let again =
+        vec![Attempt { sent: s(1), answer: Answer::Ended(s(1)) }, Attempt { sent: s(4), answer: Answer::Acked(s(4)) }];
+    let twice = |kills| {
+        let history = history().publishes(at_qos(1, 1), again.clone()).publishes(at_qos(1, 2), acked(2));
+        History { kills, ..history.handles(3, at_qos(1, 2)).handles(4, at_qos(1, 1)) }
+    };
+    assert_eq!(twice(vec![]).kinds(), [Kind::Reordered], "its first copy should have come before");
+    assert_eq!(twice(vec![s(1)]).kinds(), [], "the killed broker took that, and the second came");
     let other_lane = history().publishes(key(2), acked(1)).publishes(at_qos(1, 1), acked(2));
     assert_eq!(other_lane.handles(3, key(2)).handles(4, at_qos(1, 1)).kinds(), [], "lanes are apart");
 }
@@ -251,6 +259,11 @@ fn a_killed_broker_takes_what_was_under_way_and_nothing_else() {
     assert_eq!(killed(|history| history.sees(5, Seen::Up { session_present: false }).handles(9, key(2))), (0, 1));
     assert_eq!(killed(|history| history.sees(5, Seen::Up { session_present: false })), (1, 1), "the second came after");
     assert_eq!(killed(|history| history.sees(10, Seen::Up { session_present: false })), (0, 2), "nobody was there");
+    let late = |history: History| {
+        let history = history.sees(5, Seen::Up { session_present: true }).sees(6, Seen::Down);
+        history.sees(9, Seen::Up { session_present: false })
+    };
+    assert_eq!(killed(late), (0, 2), "told late of the link before the kill");
     let mut passed = back(history().publishes(key(1), acked(1)).publishes(key(2), acked(2)).handles(3, key(2)));
     passed.kills = vec![s(4)];
     assert_eq!(passed.kinds(), [Kind::Lost], "a later one had come before the broker was killed");
