@@ -10,6 +10,8 @@ pub const NOTICED: Duration = Duration::from_secs(9);
 /// An older session of the same client may take deliveries so long after the newer one has opened: its gateway comes back to the
 /// broker and gives way only when it has been cut off twice.
 pub const FIGHT: Duration = Duration::from_secs(8);
+/// A link that came back and is lost so soon again had come back earlier, and its client was told late.
+const LATE: Duration = Duration::from_secs(1);
 /// A publish is answered by then in a session that goes on.
 pub const ANSWERED: Duration = Duration::from_secs(20);
 
@@ -289,12 +291,11 @@ impl<'a> View<'a> {
             *until = next.map_or(Time::MAX, |next| *next + FIGHT);
         }
         let restored = |kill: &Time| {
-            let after = || client.seen.iter().skip_while(|(at, _)| at <= kill);
-            let back = |seen: &Seen| matches!(seen, Seen::Opened { .. } | Seen::Up { .. });
-            // On a slow line the client may yet be told that an earlier link came back.
-            let anew = |seen: &Seen| back(seen) && *seen != Seen::Up { session_present: true };
-            let first = after().find(|(at, seen)| anew(seen) && *at <= *kill + NOTICED);
-            (*kill, first.or(after().find(|(_, seen)| back(seen))).map_or(Time::MAX, |(at, _)| *at))
+            let after = client.seen.partition_point(|(at, _)| at <= kill);
+            let back = client.seen[after..].iter().find(|(at, seen)| {
+                matches!(seen, Seen::Opened { .. } | Seen::Up { .. }) && !is_down_within(client, *at, LATE)
+            });
+            (*kill, back.map_or(Time::MAX, |(at, _)| *at))
         };
         view.kills = history.kills.iter().map(restored).collect();
         view
@@ -356,6 +357,11 @@ impl<'a> View<'a> {
             && self.publisher(key).is_none_or(|publisher| is_disturbed(publisher, sent, sent + NOTICED));
         !(qos == 0 && is_told || is_excused)
     }
+}
+
+/// The link was lost so soon again. On a slow line that is news of an earlier link, told together.
+fn is_down_within(client: &Client, from: Time, time: Duration) -> bool {
+    client.seen.iter().any(|(at, seen)| *seen == Seen::Down && *at >= from && *at <= from + time)
 }
 
 fn is_disturbed(client: &Client, from: Time, until: Time) -> bool {
