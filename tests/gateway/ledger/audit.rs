@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::history::{Answer, Attempt, Client, History, Key, Lane, Seen, Time};
 
-/// A broken connection has been noticed by then, on whichever side; what is on one that holds has arrived.
-pub const NOTICED: Duration = Duration::from_secs(9);
+/// A broken connection has been noticed by then, on whichever side, and what is on one that holds has arrived: four seconds of silence,
+/// a stall of four more just before they are up, and four again.
+pub const NOTICED: Duration = Duration::from_secs(13);
 /// An older session of the same client may take deliveries so long after the newer one has opened: its gateway comes back to the
 /// broker and gives way only when it has been cut off twice.
 pub const FIGHT: Duration = Duration::from_secs(8);

@@ -118,6 +118,8 @@ struct Pending {
     /// Its attempt in this session.
     attempt: usize,
     said: Instant,
+    /// It was said again in this session: that may yet be on its way, and be taken for new, when an answer to the first is here.
+    is_repeated: bool,
     payload: usize,
 }
 
@@ -309,6 +311,7 @@ impl Client {
         let pending =
             frame["msgid"].as_str().and_then(|msgid| self.unanswered.iter().find(|it| msgid_of(it.key) == msgid));
         let qos = pending.map(|pending| pending.key.lane.qos);
+        let is_repeated = pending.is_some_and(|pending| pending.is_repeated);
         match (frame["code"].as_str().expect("a code"), qos) {
             ("dropped", _) => {
                 self.sees(Seen::Dropped);
@@ -316,6 +319,7 @@ impl Client {
                     self.ground.counts.add("dropped and told");
                 }
             }
+            ("broker_unavailable" | "timeout", Some(_)) if is_repeated => self.on_answer(frame, Answer::Unknown(at)),
             ("broker_unavailable", Some(_)) => self.on_answer(frame, Answer::Refused(at)),
             ("timeout", Some(2)) if frame["retryable"] == true => self.on_answer(frame, Answer::Refused(at)),
             ("timeout", Some(_)) => self.on_answer(frame, Answer::Unknown(at)),
@@ -407,7 +411,7 @@ impl Client {
         let key = Key { lane, number: *number };
         // Now and then a large one, so that lines and queues fill.
         let payload = if self.rng.random_bool(0.1) { self.rng.random_range(2000..12_000) } else { 20 };
-        self.unanswered.push_back(Pending { key, attempt: 0, said: Instant::now(), payload });
+        self.unanswered.push_back(Pending { key, attempt: 0, said: Instant::now(), is_repeated: false, payload });
         self.attempt(key);
         self.ground.counts.add(format!("published at qos {}", lane.qos));
         let frame = self.frame(self.unanswered.back().expect("it was pushed"));
@@ -449,6 +453,7 @@ impl Client {
             let attempt = self.attempt(self.unanswered[place].key);
             self.unanswered[place].attempt = attempt;
             self.unanswered[place].said = Instant::now();
+            self.unanswered[place].is_repeated = false;
         }
         for place in 0..self.unanswered.len() {
             let frame = self.frame(&self.unanswered[place]);
@@ -469,6 +474,7 @@ impl Client {
         for place in 0..self.unanswered.len() {
             if now >= self.unanswered[place].said + AGAIN {
                 self.unanswered[place].said = now;
+                self.unanswered[place].is_repeated = true;
                 let frame = self.frame(&self.unanswered[place]);
                 self.ground.counts.add("sent again in the same session");
                 send(socket, frame).await?;
