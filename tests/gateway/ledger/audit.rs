@@ -340,15 +340,14 @@ impl<'a> View<'a> {
         later.and_then(Iterator::min).unwrap_or(Time::MAX)
     }
 
-    /// A message that nothing keeps for the client is due if all links were whole: until it must have arrived, or until a later one of
-    /// its lane did.
+    /// A message that nothing keeps for the client is due if all links were whole until a later one of its lane was handled.
     fn is_due(&self, key: Key, qos: u8, first_sent: Time, sent: Time, acked: Time) -> bool {
         let intervals = if qos == 0 { &self.whole } else { &self.served };
         let Some((_, end)) = intervals.iter().find(|(begin, end)| *begin < first_sent && acked < *end) else {
             return false;
         };
-        let next = self.next_handled(key);
-        let until = next.min(acked + NOTICED);
+        // No time says that it is lost, on lines that may hold it back: a later one that came does, or the end, when all is quiet.
+        let until = self.next_handled(key).min(self.history.end);
         if until > *end {
             return false;
         }

@@ -219,8 +219,7 @@ fn what_was_confirmed_as_written_is_lost_with_its_connection_and_only_so() {
 fn a_clean_session_is_owed_what_came_while_it_was_whole() {
     let clean = || history().reader(false, true).publishes(key(1), acked(3));
     assert_eq!(clean().kinds(), [Kind::Lost]);
-    assert_eq!(clean().ends(20).kinds(), [Kind::Lost], "it had time to come");
-    assert_eq!(clean().ends(4).kinds(), [], "it was broken soon");
+    assert_eq!(clean().ends(20).kinds(), [], "it may have been held back until the end");
     assert_eq!(
         clean().publishes(key(2), acked(3)).handles(3, key(2)).ends(4).kinds(),
         [Kind::Lost],
