@@ -8,6 +8,7 @@ mod health;
 mod listener;
 mod serving;
 mod unfinished;
+pub mod websocket;
 mod ws;
 
 use std::io;

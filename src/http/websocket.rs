@@ -1,0 +1,3 @@
+//! WebSockets as RFC 6455 has them: the server's side, without extensions. Nothing is kept of a frame that is done with.
+
+pub mod frame;
