@@ -51,6 +51,10 @@ impl Socket for Faulty {
     fn written(&self) -> u64 {
         0
     }
+
+    fn unwritten(&self) -> usize {
+        0
+    }
 }
 
 #[tokio::test]

@@ -20,7 +20,6 @@ const LINGER_BYTES: u64 = 16 * 1024 * 1024;
 /// What a connection and those who use it know of each other.
 #[derive(Debug, Default)]
 pub struct Wire {
-    read: AtomicU64,
     written: AtomicU64,
     /// A [`Phase`].
     phase: AtomicU8,
@@ -41,11 +40,6 @@ pub enum Phase {
 }
 
 impl Wire {
-    /// Bytes that have come.
-    pub fn read(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
-    }
-
     /// Bytes that the network has taken: it tells a slow browser from one that reads nothing.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
@@ -125,15 +119,8 @@ impl Drop for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(self.as_mut().stream().poll_read(context, buffer))?;
-        self.wire.read.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
-        Poll::Ready(Ok(()))
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.stream().poll_read(context, buffer)
     }
 }
 

@@ -1,3 +1,8 @@
 //! WebSockets as RFC 6455 has them: the server's side, without extensions. Nothing is kept of a frame that is done with.
 
 pub mod frame;
+mod handshake;
+mod stream;
+
+pub use handshake::Handshake;
+pub use stream::WebSocket;

@@ -1,30 +1,20 @@
-//! `/ws`: the upgrade, and axum's WebSocket as a session sees it.
+//! `/ws`: who is let in, and the session that begins.
 
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
 
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use futures_util::{Sink, Stream};
 use rand::Rng;
-use tungstenite::error::{CapacityError, Error as WsError};
 
-use super::connection::{Phase, Wire};
+use super::connection::Phase;
 use super::serving::Peer;
 use super::unfinished::{Share, Unfinished};
+use super::websocket::{Handshake, WebSocket};
 use crate::access::{Network, Reason, addresses};
-use crate::session::{self, Arrival, Context, Inbound, Outbound, Socket, turned_away};
+use crate::session::{self, Arrival, Context, turned_away};
 use crate::wire::negotiate::negotiate;
-use crate::wire::{self, Close};
-
-/// Small, so that an idle session is; a larger frame makes them grow.
-const READ_BUFFER: usize = 2048;
-const WRITE_BUFFER: usize = 16 * 1024;
 
 /// Agrees on a subprotocol and starts the session. It is for the session to say that there is no place for it: browsers can't see
 /// an HTTP status.
@@ -34,7 +24,7 @@ pub async fn upgrade(
     Extension(peer): Extension<Peer>,
     Extension(unfinished): Extension<Arc<Unfinished>>,
     headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
+    handshake: Handshake,
 ) -> Response {
     if context.overload.is_overloaded() {
         turned_away(Reason::MaxStall, Some(peer.address));
@@ -58,38 +48,32 @@ pub async fn upgrade(
     let settings = context.settings.load_full();
     let share = Share::new(unfinished, settings.wire.max_unfinished_bytes.get());
     let task = context.tasks.token();
-    fitted(upgrade, agreed.subprotocol, &settings.wire).on_upgrade(async move |socket| {
-        let wire = peer.wire;
-        wire.set_phase(Phase::Session);
-        let socket = AxumSocket { socket, finished: wire.read(), wire, share };
+    handshake.accept(agreed.subprotocol, async move |connection, begun| {
+        peer.wire.set_phase(Phase::Session);
+        let socket = WebSocket::new(connection, begun, settings.wire.max_frame.get(), share);
         session::run(socket, context, settings, arrival).await;
         drop(task);
     })
 }
 
-/// With our subprotocol, buffers and limits.
-fn fitted(upgrade: WebSocketUpgrade, subprotocol: Option<&'static str>, limits: &wire::Config) -> WebSocketUpgrade {
-    let max_frame = limits.max_frame.get();
-    upgrade
-        .protocols(subprotocol)
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_message_size(max_frame)
-        .max_frame_size(max_frame)
-}
-
 /// Sends every message back: the WebSocket without a session, for what judges WebSockets by themselves. Only tests have it.
 #[cfg(test)]
-pub async fn echo(State(context): State<Arc<Context>>, upgrade: WebSocketUpgrade) -> Response {
-    let settings = context.settings.load_full();
-    fitted(upgrade, None, &settings.wire).on_upgrade(async |mut socket| {
-        while let Some(read) = socket.recv().await {
-            let answer = match read {
-                Ok(message @ (Message::Text(_) | Message::Binary(_))) => message,
-                Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_)) => continue,
-                Err(error) => close_message(close_of(error)),
-            };
-            if socket.send(answer).await.is_err() {
+pub async fn echo(State(context): State<Arc<Context>>, handshake: Handshake) -> Response {
+    use std::future::poll_fn;
+
+    use super::websocket::frame::{Event, Opcode};
+
+    let max_frame = context.settings.load().wire.max_frame.get();
+    handshake.accept(None, async move |connection, begun| {
+        let mut socket = WebSocket::new(connection, begun, max_frame, Share::new(Arc::default(), usize::MAX));
+        while let Some(read) = poll_fn(|context| socket.poll_event(context)).await {
+            match read {
+                Ok(Event::Text(text)) => socket.send(Opcode::Text, text.as_ref().as_bytes()),
+                Ok(Event::Binary(bytes)) => socket.send(Opcode::Binary, &bytes),
+                Ok(Event::Ping(_) | Event::Pong | Event::Close(_)) => {}
+                Err(close) => socket.send_close(close),
+            }
+            if poll_fn(|context| socket.poll_write(context)).await.is_err() {
                 return;
             }
         }
@@ -113,114 +97,4 @@ fn shed() -> Response {
 
 fn is_bearer(value: &axum::http::HeaderValue) -> bool {
     value.as_bytes().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
-}
-
-struct AxumSocket {
-    socket: WebSocket,
-    wire: Arc<Wire>,
-    /// Of the bytes that have come, those that belong to whole messages, give or take a read buffer.
-    finished: u64,
-    share: Share,
-}
-
-/// axum's text, as text.
-struct Text(Utf8Bytes);
-
-impl AsRef<str> for Text {
-    fn as_ref(&self) -> &str {
-        self.0.as_str()
-    }
-}
-
-impl Socket for AxumSocket {
-    type Text = Text;
-
-    fn written(&self) -> u64 {
-        self.wire.written()
-    }
-}
-
-impl Stream for AxumSocket {
-    type Item = Result<Inbound<Text>, Close>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
-        let Poll::Ready(read) = Pin::new(&mut self.socket).poll_next(context) else {
-            let unfinished = self.wire.read().saturating_sub(self.finished);
-            return match self.share.hold(unfinished, context.waker()) {
-                Ok(()) => Poll::Pending,
-                Err(close) => Poll::Ready(Some(Err(close))),
-            };
-        };
-        Poll::Ready(read.map(|read| match read {
-            Ok(Message::Text(text)) => {
-                self.finish();
-                Ok(Inbound::Text(Text(text)))
-            }
-            Ok(Message::Binary(_)) => Ok(Inbound::Binary),
-            // These may come in the middle of a message.
-            Ok(Message::Ping(bytes)) => {
-                self.finished += control_frame(&bytes);
-                Ok(Inbound::Ping(bytes.len()))
-            }
-            Ok(Message::Pong(bytes)) => {
-                self.finished += control_frame(&bytes);
-                Ok(Inbound::Pong)
-            }
-            Ok(Message::Close(_)) => Ok(Inbound::Close),
-            Err(error) => Err(close_of(error)),
-        }))
-    }
-}
-
-impl AxumSocket {
-    /// A message is whole.
-    fn finish(&mut self) {
-        self.finished = self.wire.read();
-        self.share.release();
-    }
-}
-
-/// What a control frame of a client takes on the wire: a head of two bytes and a mask of four stand before its own.
-fn control_frame(bytes: &Bytes) -> u64 {
-    6 + bytes.len() as u64
-}
-
-impl Sink<Outbound> for AxumSocket {
-    type Error = Close;
-
-    fn poll_ready(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Result<(), Close>> {
-        Pin::new(&mut self.socket).poll_ready(context).map_err(close_of)
-    }
-
-    fn start_send(mut self: Pin<&mut Self>, frame: Outbound) -> Result<(), Close> {
-        let message = match frame {
-            Outbound::Text(text) => Message::Text(text.into()),
-            Outbound::Ping => Message::Ping(Bytes::new()),
-            Outbound::Close(close) => close_message(close),
-        };
-        Pin::new(&mut self.socket).start_send(message).map_err(close_of)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Result<(), Close>> {
-        Pin::new(&mut self.socket).poll_flush(context).map_err(close_of)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Result<(), Close>> {
-        Pin::new(&mut self.socket).poll_close(context).map_err(close_of)
-    }
-}
-
-fn close_message(close: Close) -> Message {
-    Message::Close(Some(CloseFrame { code: close.code(), reason: close.reason().into() }))
-}
-
-/// What a WebSocket error means for the session.
-fn close_of(error: axum::Error) -> Close {
-    match error.into_inner().downcast_ref::<WsError>() {
-        Some(WsError::Capacity(CapacityError::MessageTooLong { .. })) => Close::FrameTooLarge,
-        Some(WsError::Utf8(_)) => Close::InvalidUtf8,
-        Some(WsError::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)) => Close::Lost,
-        Some(WsError::Protocol(_)) => Close::ProtocolError,
-        _ => Close::Lost,
-    }
 }

@@ -66,7 +66,7 @@ async fn queue<S: Socket>(peer: &mut Peer<S>, pass: &mut Pass) -> Result<(), Clo
                         peer.early.push_back(text);
                     }
                     Inbound::Binary => return Err(Close::WrongKind),
-                    Inbound::Ping(_) | Inbound::Pong => {}
+                    Inbound::Ping | Inbound::Pong => {}
                     Inbound::Close => return Err(Close::ByClient),
                 },
             }

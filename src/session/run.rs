@@ -490,7 +490,7 @@ impl<'a, S: Socket> Open<'a, S> {
         match read {
             Inbound::Text(text) => self.on_text(text.as_ref()),
             Inbound::Binary => Err(Close::WrongKind),
-            Inbound::Ping(_) | Inbound::Pong => self.state.on_life(StdInstant::now()),
+            Inbound::Ping | Inbound::Pong => self.state.on_life(StdInstant::now()),
             Inbound::Close => Err(Close::ByClient),
         }
     }
@@ -648,7 +648,7 @@ impl<S: Socket> Peer<S> {
                 Turn::Read(Some(read)) => match read? {
                     Inbound::Text(text) => return Ok(text),
                     Inbound::Binary => return Err(Close::WrongKind),
-                    Inbound::Ping(_) | Inbound::Pong => {}
+                    Inbound::Ping | Inbound::Pong => {}
                     Inbound::Close => return Err(Close::ByClient),
                 },
             }

@@ -15,8 +15,8 @@ pub enum Inbound<T> {
     Text(T),
     /// A binary frame.
     Binary,
-    /// A ping with so many bytes: a sign of life. It is answered below, and the answer waits there to be written.
-    Ping(usize),
+    /// A ping: a sign of life. It is answered below, and the answer waits there to be written.
+    Ping,
     /// A pong: a sign of life.
     Pong,
     /// A Close frame. It is answered below.
@@ -51,6 +51,9 @@ pub trait Socket:
 
     /// Bytes that the network has taken so far.
     fn written(&self) -> u64;
+
+    /// Bytes that wait here for the network, answers to pings among them.
+    fn unwritten(&self) -> usize;
 }
 
 /// What a socket did.
@@ -65,8 +68,6 @@ pub enum Turn<T> {
     Read(Option<Result<Inbound<T>, Close>>),
 }
 
-/// What a pong takes beside its bytes.
-const PONG_HEAD: usize = 2;
 /// Bytes that may wait before a client that asks for more is read no further.
 const MAX_WAITING: usize = 1 << 20;
 
@@ -75,9 +76,8 @@ const MAX_WAITING: usize = 1 << 20;
 pub struct Writing {
     queue: std::collections::VecDeque<Outbound>,
     bytes: usize,
-    /// Bytes of pongs that wait below. Nobody else minds how many.
-    pongs: usize,
-    is_dirty: bool,
+    /// Bytes that the socket has and the network has not.
+    below: usize,
     /// More than pings was queued since the last flush: a ping of ours is no sign of the client's life.
     has_frames: bool,
     /// The last turn was a write.
@@ -100,17 +100,17 @@ impl Writing {
 
     /// So much waits that nothing should be read that might add to it: a client may ask without reading the answers.
     pub fn is_full(&self) -> bool {
-        self.bytes + self.pongs > MAX_WAITING
+        self.bytes() > MAX_WAITING
     }
 
     /// What waits takes so much memory, roughly.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.below
     }
 
     /// Something was queued that is not written yet.
     pub fn is_pending(&self) -> bool {
-        self.is_dirty || !self.queue.is_empty()
+        self.below > 0 || !self.queue.is_empty()
     }
 
     /// Writes what is queued and, if `reading`, reads. Safe to poll anew at any time.
@@ -145,29 +145,28 @@ impl Writing {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Inbound<S::Text>, Close>>> {
         let budget = ready!(coop::poll_proceed(context));
-        let read = ready!(Pin::new(socket).poll_next(context));
+        let read = ready!(Pin::new(&mut *socket).poll_next(context));
         budget.made_progress();
-        if let Some(Ok(Inbound::Ping(bytes))) = &read {
-            self.is_dirty = true;
-            self.pongs += PONG_HEAD + bytes;
-        }
+        self.below = socket.unwritten();
         Poll::Ready(read)
     }
 
     /// Writes what is queued here and below.
     pub fn poll_flush<S: Socket>(&mut self, socket: &mut S, context: &mut Context<'_>) -> Poll<Result<(), Close>> {
+        let written = self.poll_write(socket, context);
+        self.below = socket.unwritten();
+        written
+    }
+
+    fn poll_write<S: Socket>(&mut self, socket: &mut S, context: &mut Context<'_>) -> Poll<Result<(), Close>> {
         while !self.queue.is_empty() {
             ready!(Pin::new(&mut *socket).poll_ready(context))?;
             if let Some(frame) = self.queue.pop_front() {
                 self.bytes -= frame.size();
-                self.is_dirty = true;
                 Pin::new(&mut *socket).start_send(frame)?;
             }
         }
-        ready!(Pin::new(socket).poll_flush(context))?;
-        self.is_dirty = false;
-        self.pongs = 0;
-        Poll::Ready(Ok(()))
+        Pin::new(socket).poll_flush(context)
     }
 }
 
@@ -177,13 +176,18 @@ mod tests {
 
     use super::*;
 
-    /// Takes everything at once, and always has a ping of the client to read.
-    struct Eager;
+    /// What a pong of 125 bytes takes.
+    const PONG: usize = 127;
+
+    /// Takes everything at once, and always has a ping of the client to read. It counts the bytes of the pongs.
+    #[derive(Default)]
+    struct Eager(usize);
 
     impl Stream for Eager {
         type Item = Result<Inbound<String>, Close>;
-        fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-            Poll::Ready(Some(Ok(Inbound::Ping(125))))
+        fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+            self.0 += PONG;
+            Poll::Ready(Some(Ok(Inbound::Ping)))
         }
     }
 
@@ -195,7 +199,8 @@ mod tests {
         fn start_send(self: Pin<&mut Self>, _: Outbound) -> Result<(), Close> {
             Ok(())
         }
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Close>> {
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Close>> {
+            self.0 = 0;
             Poll::Ready(Ok(()))
         }
         fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<(), Close>> {
@@ -208,14 +213,17 @@ mod tests {
         fn written(&self) -> u64 {
             0
         }
+        fn unwritten(&self) -> usize {
+            self.0
+        }
     }
 
     #[tokio::test]
     async fn a_client_is_heard_while_there_is_always_more_to_write() {
-        let (mut writing, mut reads, mut writes) = (Writing::default(), 0, 0);
+        let (mut writing, mut socket, mut reads, mut writes) = (Writing::default(), Eager::default(), 0, 0);
         for _ in 0..10 {
             writing.push(Outbound::Text("x".to_owned()));
-            match poll_fn(|context| writing.poll_turn(&mut Eager, true, context)).await {
+            match poll_fn(|context| writing.poll_turn(&mut socket, true, context)).await {
                 Ok(Turn::Read(_)) => reads += 1,
                 Ok(Turn::Flushed { .. }) => writes += 1,
                 Err(close) => panic!("{close}"),
@@ -226,24 +234,24 @@ mod tests {
 
     #[tokio::test]
     async fn pongs_that_wait_below_count_among_what_is_not_read() {
-        let mut writing = Writing::default();
+        let (mut writing, mut socket) = (Writing::default(), Eager::default());
         let mut pings = 0;
         while !writing.is_full() {
-            let read = poll_fn(|context| writing.poll_read(&mut Eager, context)).await;
-            assert!(matches!(read, Some(Ok(Inbound::Ping(125)))) && writing.is_pending());
+            let read = poll_fn(|context| writing.poll_read(&mut socket, context)).await;
+            assert!(matches!(read, Some(Ok(Inbound::Ping))) && writing.is_pending());
             pings += 1;
         }
-        assert_eq!(pings, MAX_WAITING / (PONG_HEAD + 125) + 1);
-        poll_fn(|context| writing.poll_flush(&mut Eager, context)).await.expect("it takes everything");
+        assert_eq!(pings, MAX_WAITING / PONG + 1);
+        poll_fn(|context| writing.poll_flush(&mut socket, context)).await.expect("it takes everything");
         assert!(!writing.is_full() && !writing.is_pending());
     }
 
     #[tokio::test]
     async fn a_client_that_always_has_more_to_say_lets_others_have_their_turn() {
-        let mut writing = Writing::default();
+        let (mut writing, mut socket) = (Writing::default(), Eager::default());
         let mut said = 0;
         let flood = poll_fn(|context| {
-            while writing.poll_read(&mut Eager, context).is_ready() {
+            while writing.poll_read(&mut socket, context).is_ready() {
                 said += 1;
             }
             Poll::<()>::Pending

@@ -2,8 +2,8 @@ use std::io::Cursor;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use tungstenite::Message as Other;
-use tungstenite::protocol::{Role, WebSocket};
+use tokio_tungstenite::tungstenite::Message as Other;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket};
 
 use super::*;
 
