@@ -8,21 +8,23 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tidegate::broker::BrokerUrl;
 use tidegate::config::{Config, Flags};
+use tidegate::http::websocket::frame::{self as websocket_frame, Decoder, Event, Opcode};
 use tidegate::mqtt::packet::{self, Malformed, Packet};
 use tidegate::mqtt::trie::Trie;
 use tidegate::mqtt::{Message, Qos, Topic, TopicFilter, topic};
-use tidegate::wire::Code;
 use tidegate::wire::frame::{Asked, ClientFrame, Format, Head, MsgId, Subscription};
 use tidegate::wire::json::{decode, delivery};
 use tidegate::wire::negotiate::{JSON, negotiate};
+use tidegate::wire::{Close, Code};
 
 /// Panics if it does not hold of these bytes.
 pub type Claim = fn(&[u8]);
 
 /// One for each parser, by the name of its fuzz target.
-pub const CLAIMS: [(&str, Claim); 6] = [
+pub const CLAIMS: [(&str, Claim); 7] = [
     ("frame", |data| on_text(data, frame)),
     ("packets", packets),
+    ("websocket", websocket),
     ("topics", |data| on_text(data, topics)),
     ("broker_url", |data| on_text(data, broker_url)),
     ("subprotocols", |data| on_text(data, subprotocols)),
@@ -166,6 +168,50 @@ fn read_in_pieces(data: &[u8], size: usize) -> (Vec<Packet>, Option<Malformed>) 
         }
     }
     (packets, None)
+}
+
+/// `http::websocket::frame`, over a stream that arrives in pieces of any size.
+fn websocket(data: &[u8]) {
+    let whole = events_in_pieces(data, data.len().max(1));
+    for size in [1, 2, 7, 64] {
+        assert_eq!(events_in_pieces(data, size), whole, "in pieces of {size}");
+    }
+    for event in whole.0 {
+        let (opcode, payload) = match &event {
+            Event::Text(text) => (Opcode::Text, text.as_ref().as_bytes()),
+            Event::Binary(bytes) => (Opcode::Binary, &bytes[..]),
+            Event::Ping(bytes) => (Opcode::Ping, &bytes[..]),
+            Event::Pong => (Opcode::Pong, &b""[..]),
+            Event::Close(_) => continue,
+        };
+        assert!(payload.len() <= MAX_FRAME);
+        let mut written = BytesMut::new();
+        websocket_frame::write(&mut written, opcode, payload);
+        // As a client writes it, with a mask that changes nothing.
+        let (head, payload) = written.split_at(written.len() - payload.len());
+        let mut masked = [head, &[0; 4], payload].concat();
+        masked[1] |= 0x80;
+        assert_eq!(events_in_pieces(&masked, masked.len()), (vec![event], None));
+    }
+}
+
+const MAX_FRAME: usize = 1 << 16;
+
+/// What was said, and what ended the stream before its end.
+fn events_in_pieces(data: &[u8], size: usize) -> (Vec<Event>, Option<Close>) {
+    let (mut decoder, mut buffer, mut events) = (Decoder::new(MAX_FRAME), BytesMut::new(), Vec::new());
+    for piece in data.chunks(size) {
+        buffer.extend_from_slice(piece);
+        loop {
+            match decoder.next(&mut buffer) {
+                Ok(Some(event)) => events.push(event),
+                Ok(None) => break,
+                Err(close) => return (events, Some(close)),
+            }
+        }
+        assert!(buffer.len() + decoder.held() <= MAX_FRAME + 14);
+    }
+    (events, None)
 }
 
 /// `Topic::parse`, `TopicFilter::parse`, and all that finds out which belong together. Each line is either or both.

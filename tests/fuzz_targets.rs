@@ -147,9 +147,19 @@ fn every_claim_holds_of_what_is_as_large_as_it_can_be() {
         [0xD0, 0].repeat(1 << 19),
         [0x40, 2, 0, 1].repeat(1 << 18),
     ];
+    let masked = |first: u8, length: u16| {
+        [&[first, 0xFE][..], &length.to_be_bytes(), &[0; 4], &vec![b'x'; length.into()]].concat()
+    };
+    let websockets = [
+        [0x81, 0x80, 0, 0, 0, 0].repeat(1 << 17),
+        [&[0x01, 0x80, 0, 0, 0, 0][..], &[0x00, 0x80, 0, 0, 0, 0].repeat(1 << 17)].concat(),
+        masked(0x81, 2049).repeat(1 << 9),
+        [masked(0x01, u16::MAX), masked(0x80, 1)].concat().repeat(1 << 4),
+    ];
     let lines = |line: &str| line.repeat((1 << 20) / line.len());
     let cases = (frames.iter().map(|text| ("frame", text.clone().into_bytes())))
         .chain(packets.map(|packets| ("packets", packets)))
+        .chain(websockets.map(|frames| ("websocket", frames)))
         .chain(["a/", "+/", "$share/", "a/+/#\n", "\n"].map(|line| ("topics", lines(line).into_bytes())))
         .chain(["mqtt://", "[", "é."].map(|part| ("broker_url", format!("mqtt://{}", lines(part)).into_bytes())))
         .chain([",", "mqtt,", "bearer."].map(|part| ("subprotocols", lines(part).into_bytes())))

@@ -10,6 +10,7 @@ mod drain;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
 mod floods;
+mod footprint;
 mod frames;
 mod http;
 mod ledger;

@@ -32,8 +32,8 @@ pub struct WebSocket {
     /// What is encoded and not written yet.
     outbound: BytesMut,
     share: Share,
-    /// Nothing more is read.
-    is_read: bool,
+    /// The client has said its last: nothing more is read.
+    is_over: bool,
     /// A Close frame is among what was sent: nothing may follow it.
     is_closed: bool,
 }
@@ -48,7 +48,7 @@ impl WebSocket {
             inbound,
             outbound: BytesMut::new(),
             share,
-            is_read: false,
+            is_over: false,
             is_closed: false,
         }
     }
@@ -56,7 +56,7 @@ impl WebSocket {
     /// What the client says next, its pings and Close frame answered; nothing when it is gone. After its Close frame, or an error,
     /// nothing more is read.
     pub fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Event, Close>>> {
-        while !self.is_read {
+        while !self.is_over {
             match self.decoder.next(&mut self.inbound) {
                 Ok(Some(event)) => {
                     self.answer(&event);
@@ -64,14 +64,14 @@ impl WebSocket {
                 }
                 Ok(None) => {}
                 Err(close) => {
-                    self.is_read = true;
+                    self.is_over = true;
                     return Poll::Ready(Some(Err(close)));
                 }
             }
             self.make_room();
             match poll_read_buf(Pin::new(&mut self.connection), context, &mut self.inbound) {
                 Poll::Ready(Ok(1..)) => {}
-                Poll::Ready(Ok(0) | Err(_)) => self.is_read = true,
+                Poll::Ready(Ok(0) | Err(_)) => self.is_over = true,
                 Poll::Pending => {
                     if self.inbound.is_empty() {
                         self.inbound = BytesMut::new();
@@ -93,7 +93,7 @@ impl WebSocket {
             Event::Ping(payload) => self.send(Opcode::Pong, payload),
             Event::Pong => {}
             Event::Close(code) => {
-                self.is_read = true;
+                self.is_over = true;
                 let code = code.map(u16::to_be_bytes);
                 self.send(Opcode::Close, code.as_ref().map_or(&[], |code| code));
                 self.is_closed = true;

@@ -1,0 +1,35 @@
+//! What a session takes in memory.
+
+use serde_json::json;
+
+use crate::support::{Gateway, Mosquitto, eventually};
+
+#[tokio::test]
+async fn after_a_large_frame_each_way_an_idle_session_is_as_small_as_before() {
+    const SESSIONS: usize = 50;
+    const LARGE: usize = 1_000_000;
+    /// What an allocator may keep for a session that needs it no more.
+    const KEPT: usize = 64 * 1024;
+    let mosquitto = Mosquitto::start().await;
+    let house = Gateway::before(&mosquitto).await;
+    let mut browsers = Vec::new();
+    for _ in 0..SESSIONS {
+        let mut browser = house.browser().await;
+        browser.subscribe("large").await;
+        browsers.push(browser);
+    }
+    let before = house.resident();
+    for browser in &mut browsers {
+        assert_eq!(browser.ask(json!({"type": "ping", "note": ".".repeat(LARGE)})).await["type"], "pong");
+    }
+    let mut source = house.browser().await;
+    source.send(json!({"type": "publish", "topic": "large", "payload": ".".repeat(LARGE)})).await;
+    for browser in &mut browsers {
+        assert_eq!(browser.next_delivery().await.1.len(), LARGE);
+    }
+    eventually("they have given it back", async || {
+        house.get(&house.address, "/readyz").await;
+        house.resident().saturating_sub(before) < SESSIONS * KEPT
+    })
+    .await;
+}
