@@ -35,6 +35,27 @@ async fn the_page_and_its_parts_come_with_their_types_and_a_policy() {
 }
 
 #[tokio::test]
+async fn a_handshake_that_breaks_the_rules_is_refused() {
+    let mosquitto = Mosquitto::start().await;
+    let house = Gateway::before(&mosquitto).await;
+    let upgrade = "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n";
+    let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let version = |version: u8| format!("Sec-WebSocket-Version: {version}\r\n");
+    for (method, head, status) in [
+        ("POST", format!("{upgrade}{key}{}", version(13)), 405),
+        ("GET", format!("{key}{}", version(13)), 400),
+        ("GET", format!("Connection: Upgrade\r\nUpgrade: h2c\r\n{key}{}", version(13)), 400),
+        ("GET", format!("{upgrade}{}", version(13)), 400),
+        ("GET", format!("{upgrade}{key}"), 426),
+        ("GET", format!("{upgrade}{key}{}", version(8)), 426),
+    ] {
+        let (answered, told, _) = house.request(&house.address, method, "/ws", &head).await;
+        assert_eq!(answered, status, "{method} {head}");
+        assert!(told.contains("sec-websocket-version: 13"), "{told}");
+    }
+}
+
+#[tokio::test]
 async fn each_listener_serves_what_is_its_own() {
     let mosquitto = Mosquitto::start().await;
     let house = Gateway::before(&mosquitto).await;
