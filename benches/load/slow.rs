@@ -22,8 +22,6 @@ const FLOOD: (f64, usize) = (40.0, 32_000);
 const FILLING: Duration = Duration::from_secs(15);
 /// How long nothing may arrive before what is missing counts as lost.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What a slow reader may take beyond the bound: a batch that its socket is writing, twice, and two reads of its link.
-const MARGIN: u64 = 256 * 1024;
 
 const LIMIT: &str = "tidegate_outbox_limit_bytes";
 const HELD: &str = "tidegate_outbox_bytes";
@@ -184,7 +182,6 @@ fn report(
         alone.iter().zip(beside).map(|(alone, beside)| f64::from(*beside) / f64::from((*alone).max(1))).collect();
     ratios.sort_unstable_by(f64::total_cmp);
     let ratio = ratios[ratios.len() / 2];
-    let allowed = limit + limit / 8 + MARGIN * u64::from(options.slow);
     let Totals { duplicated, reordered, stray, .. } = totals;
     let mut failures: Vec<_> =
         [(totals.lost(), "lost"), (duplicated, "duplicated"), (reordered, "reordered"), (stray, "misdirected")]
@@ -199,8 +196,8 @@ fn report(
         failures
             .push(format!("{ratio:.2} times as late beside slow readers, at most {} were allowed", options.max_delay));
     }
-    if peak - idle > allowed {
-        failures.push(format!("the gateway grew by {} bytes, at most {allowed} were allowed", peak - idle));
+    if peak - idle > limit {
+        failures.push(format!("the gateway grew by {} bytes, at most {limit} were allowed", peak - idle));
     }
     if dropped == 0.0 {
         failures.push("nothing was dropped, so nobody was slow".into());

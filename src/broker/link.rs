@@ -207,6 +207,9 @@ impl Handle {
     }
 }
 
+/// For each so many bytes that are held, one more is taken by buffers that are not full and by the allocator: so much that the process
+/// grows by no more than the setting says, as `cargo bench --bench load -- slow` sees it.
+const LOSS: usize = 2;
 /// Deliveries of a session that may wait without being counted.
 const FEW: usize = 8;
 /// Bytes of deliveries that a session may take at one time, however little memory is left for all.
@@ -263,7 +266,8 @@ enum Phase {
 impl State {
     /// Tells what is held now. What is taken as soon as it is offered never shows: what all sessions share is dear.
     fn account(&mut self, budget: &Budget) {
-        self.charged = budget.charge(self.charged, self.outbox.bytes() + self.taken + self.unread);
+        let held = self.outbox.bytes() + self.taken + self.unread;
+        self.charged = budget.charge(self.charged, held + held / LOSS);
         let deliveries = self.outbox.len();
         if deliveries > FEW || self.counted != 0 {
             metrics::outbox_deliveries_changed(self.counted, deliveries);
@@ -548,11 +552,11 @@ mod tests {
         open(&downlink);
         let left = || downlink.left() / KIB;
         downlink.offer([delivery(100 * KIB)].into_iter());
-        assert!((900..=924).contains(&left()), "{} KiB", left());
+        assert!((855..=874).contains(&left()), "{} KiB", left());
         assert_eq!(downlink.take(Some(usize::MAX)).deliveries.len(), 1);
-        assert!((900..=924).contains(&left()), "{} KiB", left());
+        assert!((855..=874).contains(&left()), "{} KiB", left());
         downlink.encoded(200 * KIB);
-        assert!((800..=824).contains(&left()), "{} KiB", left());
+        assert!((705..=724).contains(&left()), "{} KiB", left());
         downlink.take(Some(usize::MAX));
         assert_eq!(left(), 1024);
         downlink.offer((0..1000).map(|_| delivery(0)));
