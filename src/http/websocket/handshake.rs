@@ -5,11 +5,11 @@ use std::future::Future;
 use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::http::header::{self, HeaderName, HeaderValue};
-use axum::http::request::Parts;
+use axum::http::request;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use bytes::BytesMut;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Parts};
 use hyper_util::rt::TokioIo;
 use sha1::{Digest, Sha1};
 
@@ -27,7 +27,7 @@ pub struct Handshake {
 impl<S: Sync> FromRequestParts<S> for Handshake {
     type Rejection = (StatusCode, [(HeaderName, &'static str); 1], &'static str);
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Handshake, Self::Rejection> {
+    async fn from_request_parts(parts: &mut request::Parts, _: &S) -> Result<Handshake, Self::Rejection> {
         let has = |name: HeaderName, wanted: &str| {
             let values = parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
             values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(wanted))
@@ -66,9 +66,12 @@ impl Handshake {
         let accepted = accepted(self.key.as_bytes());
         tokio::spawn(async move {
             if let Ok(upgraded) = self.upgrade.await
-                && let Ok(parts) = upgraded.downcast::<TokioIo<Connection>>()
+                && let Ok(Parts { io, read_buf, .. }) = upgraded.downcast::<TokioIo<Connection>>()
             {
-                serve(parts.io.into_inner(), BytesMut::from(&parts.read_buf[..])).await;
+                let begun = BytesMut::from(&read_buf[..]);
+                // It holds all of hyper's buffer, however little is in it.
+                drop(read_buf);
+                serve(io.into_inner(), begun).await;
             }
         });
         let mut response = Response::builder()
