@@ -185,7 +185,7 @@ mod unfinished {
 
     #[tokio::test]
     async fn messages_that_many_begin_and_nobody_finishes_have_a_budget() {
-        const CLIENTS: usize = 100;
+        const CLIENTS: usize = 200;
         const BEGUN: usize = 900_000;
         let mosquitto = Mosquitto::start().await;
         let house = Gateway::start(&mosquitto.url(), "[wire]\nmax_unfinished_bytes = 4000000").await;
@@ -207,8 +207,12 @@ mod unfinished {
         let closed = r#"tidegate_sessions_closed_total{code="4429"}"#;
         let over = (CLIENTS - 4_000_000 / BEGUN) as f64;
         eventually("all but four are let go", async || house.metric(closed).await == over).await;
-        let grown = house.resident().saturating_sub(before) >> 20;
-        assert!(grown < 40, "{grown} MiB");
+        // A third of what they sent; the allocator gives back what it kept for a moment.
+        eventually("the memory is bounded", async || {
+            house.metric(closed).await;
+            house.resident().saturating_sub(before) < 64 << 20
+        })
+        .await;
         assert_eq!(clients[0].closed().await, 4429, "who holds longest goes first");
         let last = clients.last_mut().expect("there are some");
         last.write(&masked(0x80, b"{\"type\":\"ping\"}")).await;
