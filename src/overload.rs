@@ -48,7 +48,7 @@ impl Overload {
     }
 
     /// When the event loop was last seen to be alive. While it runs, that is never long ago.
-    pub fn last_beat(&self) -> Instant {
+    fn last_beat(&self) -> Instant {
         self.start + Duration::from_micros(self.beat.load(Ordering::Relaxed))
     }
 
