@@ -12,7 +12,7 @@ use tidegate::http::websocket::frame::{self as websocket_frame, Decoder, Event, 
 use tidegate::mqtt::packet::{self, Malformed, Packet};
 use tidegate::mqtt::trie::Trie;
 use tidegate::mqtt::{Message, Qos, Topic, TopicFilter, topic};
-use tidegate::wire::frame::{Asked, ClientFrame, Format, Head, MsgId, Subscription};
+use tidegate::wire::frame::{Asked, ClientFrame, Format, MsgId, Subscription};
 use tidegate::wire::json::{decode, delivery};
 use tidegate::wire::negotiate::{JSON, negotiate};
 use tidegate::wire::{Close, Code};
@@ -114,7 +114,7 @@ fn message_of(message: &Message, value: &Value) {
 
 /// What the gateway writes of a message, a client may publish, and it is the same message.
 fn comes_through(message: &Message) {
-    let text = delivery(&Head::default(), message, Format::Text);
+    let text = delivery(message, Format::Text, 0);
     let mut frame: Value = serde_json::from_str(&text).expect("a delivery is JSON");
     frame["type"] = json!("publish");
     let Ok((ClientFrame::Publish(back), None)) = decode(&frame.to_string()) else { panic!("{frame}") };
@@ -124,7 +124,7 @@ fn comes_through(message: &Message) {
 
 /// Whatever the payload is, a reader gets JSON, and where it is a value, that value.
 fn is_readable(message: &Message) {
-    let text = delivery(&Head::default(), message, Format::Json);
+    let text = delivery(message, Format::Json, 0);
     assert!(serde_json::from_str::<&RawValue>(&text).is_ok(), "{text}");
     if let Ok(frame) = serde_json::from_str::<Value>(&text)
         && frame["encoding"] == "json"
@@ -186,7 +186,7 @@ fn websocket(data: &[u8]) {
         };
         assert!(payload.len() <= MAX_FRAME);
         let mut written = BytesMut::new();
-        websocket_frame::write(&mut written, opcode, payload);
+        websocket_frame::write(&mut written, opcode, &[payload]);
         // As a client writes it, with a mask that changes nothing.
         let (head, payload) = written.split_at(written.len() - payload.len());
         let mut masked = [head, &[0; 4], payload].concat();

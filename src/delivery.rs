@@ -2,8 +2,10 @@
 
 mod config;
 pub mod outbox;
+pub mod rendition;
 pub mod subscriptions;
 
 pub use config::{Bound, Config, Overflow};
 pub use outbox::{Delivery, Outbox};
+pub use rendition::Rendition;
 pub use subscriptions::{Route, Subscriptions, Target, subscription_id};

@@ -498,23 +498,23 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::delivery::Rendition;
     use crate::mqtt::Topic;
-    use crate::wire::Contract;
+    use crate::wire::{Contract, Format};
 
     const KIB: usize = 1024;
 
     fn delivery(bytes: usize) -> Delivery {
         let topic = Topic::parse("t").expect("a topic");
         let payload = Bytes::from(vec![b'x'; bytes]);
+        let message = Message { topic, payload, qos: Qos::AtMostOnce, retain: false, properties: None };
         Delivery {
-            message: Message { topic, payload, qos: Qos::AtMostOnce, retain: false, properties: None },
+            rendition: Arc::new(Rendition::new(message, Format::Text, 0, Instant::now())),
             contract: Contract::default(),
             readers: Default::default(),
             msgid: None,
             dup: false,
             receipt: None,
-            timestamp: 0,
-            received: Instant::now(),
         }
     }
 

@@ -1,36 +1,32 @@
 //! The deliveries that wait for one browser, bounded by count and by bytes.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::config::Bound;
+use super::rendition::{Kind, Rendition};
 use super::subscriptions::Reader;
 use crate::mqtt::inflight::Receipt;
-use crate::mqtt::{Message, Qos};
 use crate::wire::{Contract, Head, Priority};
 
 /// A message on its way to one browser.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// What is delivered; its QoS is that of the delivery.
-    pub message: Message,
+    /// What is delivered, shared by all who get it in the same form.
+    pub rendition: Arc<Rendition>,
     /// How it comes.
     pub contract: Contract,
     /// The subscriptions it comes for.
     pub readers: SmallVec<[Reader; 1]>,
     /// How it is known to the client, exactly when its QoS is above 0.
-    pub msgid: Option<String>,
+    pub msgid: Option<Arc<str>>,
     /// The broker delivered it before.
     pub dup: bool,
-    /// What confirms it, exactly when its QoS is above 0.
+    /// What confirms it; nothing at QoS 0, and where it is confirmed as soon as it waits here.
     pub receipt: Option<Receipt>,
-    /// Unix milliseconds at which the gateway received it.
-    pub timestamp: u64,
-    /// The same moment on the clock that measures how late it is.
-    pub received: Instant,
 }
 
 impl Delivery {
@@ -40,23 +36,19 @@ impl Delivery {
             sids: self.readers.iter().filter_map(|reader| reader.sid).collect(),
             msgid: self.msgid.clone(),
             dup: self.dup,
-            timestamp: self.timestamp,
         }
     }
 
     fn kind(&self) -> Option<Kind> {
-        match (self.message.qos, self.message.retain) {
-            (Qos::AtMostOnce, false) => Some(Kind::Live),
-            (Qos::AtMostOnce, true) => Some(Kind::Stored),
-            (Qos::AtLeastOnce | Qos::ExactlyOnce, _) => None,
-        }
+        self.rendition.kind()
     }
 
-    /// What it takes in memory while it waits, roughly; twice itself, as a queue that grows makes room for as much again.
+    /// What it takes in memory while it waits, roughly; twice itself, as a queue that grows makes room for as much again. What it
+    /// shares with others counts whole: they may be gone before it.
     pub fn size(&self) -> usize {
         let readers = if self.readers.spilled() { self.readers.capacity() * size_of::<Reader>() } else { 0 };
-        let msgid = self.msgid.as_ref().map_or(0, String::capacity);
-        2 * size_of::<Delivery>() + self.message.size() + readers + msgid
+        let msgid = self.msgid.as_ref().map_or(0, |msgid| msgid.len());
+        2 * size_of::<Delivery>() + size_of::<Rendition>() + self.rendition.message.size() + readers + msgid
     }
 }
 
@@ -195,15 +187,6 @@ impl Outbox {
     }
 }
 
-/// What may be dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// It came as it was published.
-    Live,
-    /// The broker had stored it.
-    Stored,
-}
-
 /// The deliveries of one priority.
 #[derive(Debug, Default)]
 struct Lane {
@@ -266,7 +249,10 @@ impl Lane {
     fn detach(&mut self) {
         let shared = std::mem::take(&mut self.shared);
         for delivery in self.deliveries.iter_mut().rev().take(shared) {
-            delivery.message.payload = Bytes::copy_from_slice(&delivery.message.payload);
+            // What several sessions share was given memory of its own before.
+            if let Some(rendition) = Arc::get_mut(&mut delivery.rendition) {
+                rendition.message.payload = Bytes::copy_from_slice(&rendition.message.payload);
+            }
         }
     }
 }
@@ -274,27 +260,26 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
+    use std::time::Instant;
 
     use super::*;
     use crate::delivery::Config;
-    use crate::mqtt::Topic;
+    use crate::mqtt::{Message, Qos, Topic};
+    use crate::wire::Format;
+
+    fn rendition(payload: Bytes, qos: Qos, retain: bool) -> Arc<Rendition> {
+        let message = Message { topic: Topic::parse("t").expect("a topic"), payload, qos, retain, properties: None };
+        Arc::new(Rendition::new(message, Format::Text, 0, Instant::now()))
+    }
 
     fn delivery(payload: &'static str, qos: Qos) -> Delivery {
         Delivery {
-            message: Message {
-                topic: Topic::parse("t").expect("a topic"),
-                payload: Bytes::from_static(payload.as_bytes()),
-                qos,
-                retain: false,
-                properties: None,
-            },
+            rendition: rendition(Bytes::from_static(payload.as_bytes()), qos, false),
             contract: Contract::default(),
             readers: SmallVec::from_iter([Reader { id: 1, sid: None }]),
             msgid: None,
             dup: false,
             receipt: (qos > Qos::AtMostOnce).then_some(7),
-            timestamp: 0,
-            received: Instant::now(),
         }
     }
 
@@ -303,9 +288,8 @@ mod tests {
     }
 
     fn stored(payload: &'static str) -> Delivery {
-        let mut delivery = delivery(payload, Qos::AtMostOnce);
-        delivery.message.retain = true;
-        delivery
+        let rendition = rendition(Bytes::from_static(payload.as_bytes()), Qos::AtMostOnce, true);
+        Delivery { rendition, ..delivery(payload, Qos::AtMostOnce) }
     }
 
     fn with(priority: Priority, mut delivery: Delivery) -> Delivery {
@@ -314,7 +298,7 @@ mod tests {
     }
 
     fn payloads(outbox: &mut Outbox) -> Vec<Bytes> {
-        outbox.take(usize::MAX).into_iter().map(|delivery| delivery.message.payload).collect()
+        outbox.take(usize::MAX).into_iter().map(|delivery| delivery.rendition.message.payload.clone()).collect()
     }
 
     #[test]
@@ -394,7 +378,11 @@ mod tests {
         }
         let one = delivery("1", Qos::AtMostOnce).size();
         let taken = |outbox: &mut Outbox, bytes| {
-            outbox.take(bytes).into_iter().map(|delivery| delivery.message.payload).collect::<Vec<_>>()
+            outbox
+                .take(bytes)
+                .into_iter()
+                .map(|delivery| delivery.rendition.message.payload.clone())
+                .collect::<Vec<_>>()
         };
         assert_eq!(taken(&mut outbox, 3 * one), ["3", "5", "2"], "on into the next lane");
         outbox.offer(with(High, delivery("7", Qos::AtMostOnce)), Excess::Hold, &at_most(10));
@@ -422,7 +410,7 @@ mod tests {
             outbox.drop_excess(&at_most(count));
             let all = outbox.take(usize::MAX);
             assert_eq!(
-                all.iter().map(|delivery| &delivery.message.payload).collect::<Vec<_>>(),
+                all.iter().map(|delivery| &delivery.rendition.message.payload).collect::<Vec<_>>(),
                 left,
                 "at most {count}"
             );
@@ -438,14 +426,14 @@ mod tests {
         let read = Bytes::from(vec![b'x'; 64 * 1024]);
         for priority in [Priority::High, Priority::Low, Priority::Low, Priority::Low] {
             let mut small = with(priority, delivery("", Qos::AtMostOnce));
-            small.message.payload = read.slice(100..110);
+            small.rendition = rendition(read.slice(100..110), Qos::AtMostOnce, false);
             outbox.offer(small, Excess::Hold, &at_most(10));
         }
         outbox.drop_excess(&at_most(3));
         assert!(!read.is_unique());
         outbox.detach();
         assert!(read.is_unique());
-        assert!(outbox.take(usize::MAX).iter().all(|delivery| delivery.message.payload == [b'x'; 10][..]));
+        assert!(outbox.take(usize::MAX).iter().all(|delivery| delivery.rendition.message.payload == [b'x'; 10][..]));
     }
 
     #[test]

@@ -68,8 +68,8 @@ pub async fn echo(State(context): State<Arc<Context>>, handshake: Handshake) -> 
         let mut socket = WebSocket::new(connection, begun, max_frame, Share::new(Arc::default(), usize::MAX));
         while let Some(read) = poll_fn(|context| socket.poll_event(context)).await {
             match read {
-                Ok(Event::Text(text)) => socket.send(Opcode::Text, text.as_ref().as_bytes()),
-                Ok(Event::Binary(bytes)) => socket.send(Opcode::Binary, &bytes),
+                Ok(Event::Text(text)) => socket.send(Opcode::Text, &[text.as_ref().as_bytes()]),
+                Ok(Event::Binary(bytes)) => socket.send(Opcode::Binary, &[&bytes]),
                 Ok(Event::Ping(_) | Event::Pong | Event::Close(_)) => {}
                 Err(close) => socket.send_close(close),
             }

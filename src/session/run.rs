@@ -450,14 +450,11 @@ impl<'a, S: Socket> Open<'a, S> {
         self.on_events(events)?;
         self.tell_drops(dropped);
         for delivery in deliveries {
-            self.peer.writing.push(Outbound::Text(json::delivery(
-                &delivery.head(),
-                &delivery.message,
-                delivery.contract.format,
-            )));
             self.batch.receipts.extend(self.state.on_delivery(&delivery));
-            self.batch.received.push(delivery.received);
-            metrics::message_down(&delivery.message);
+            self.batch.received.push(delivery.rendition.received);
+            metrics::message_down(&delivery.rendition.message);
+            let (head, text) = (json::head(&delivery.head()), delivery.rendition.text().clone());
+            self.peer.writing.push(Outbound::Delivery { head, text });
         }
         if self.peer.writing.bytes() > bytes && !self.batch.received.is_empty() {
             self.link.downlink.encoded(self.peer.writing.bytes());

@@ -3,10 +3,13 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use futures_util::{Sink, Stream};
 use tokio::task::coop;
 
 use crate::wire::Close;
+#[cfg(doc)]
+use crate::wire::json::HEAD_AT;
 
 /// What the client sent.
 #[derive(Debug)]
@@ -28,6 +31,13 @@ pub enum Inbound<T> {
 pub enum Outbound {
     /// A text frame.
     Text(String),
+    /// The text frame of a delivery: what is the session's own of it, to be put in at [`HEAD_AT`], and what all share.
+    Delivery {
+        /// Empty where nothing is.
+        head: String,
+        /// A whole frame.
+        text: Bytes,
+    },
     /// A ping.
     Ping,
     /// A Close frame.
@@ -37,7 +47,11 @@ pub enum Outbound {
 impl Outbound {
     /// What it takes in memory, roughly.
     fn size(&self) -> usize {
-        let text = if let Outbound::Text(text) = self { text.capacity() } else { 0 };
+        let text = match self {
+            Outbound::Text(text) => text.capacity(),
+            Outbound::Delivery { head, text } => head.capacity() + text.len(),
+            Outbound::Ping | Outbound::Close(_) => 0,
+        };
         size_of::<Outbound>() + text
     }
 }

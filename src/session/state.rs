@@ -1,6 +1,7 @@
 //! What an open session has asked and how each frame is judged. No sockets, tasks or clocks: `now` is an argument.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::broker::{Command, Event};
@@ -51,7 +52,7 @@ pub struct State {
     filters: HashSet<TopicFilter>,
     publishes: Publishes,
     /// Deliveries that the client has not acked.
-    unacked: HashMap<String, Receipt>,
+    unacked: HashMap<Arc<str>, Receipt>,
     invalid: InvalidFrames,
     rates: Rates,
 }

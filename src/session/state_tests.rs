@@ -7,9 +7,10 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::delivery::Rendition;
 use crate::mqtt::{Outcome, Reason, Topic};
 use crate::session::Config;
-use crate::wire::{Contract, json as wire_json};
+use crate::wire::{Contract, Format, json as wire_json};
 
 const LIMITS: Limits = Limits {
     max_frame: 4096,
@@ -154,21 +155,20 @@ fn ack(msgid: impl Into<Value>) -> Value {
 }
 
 fn delivery(msgid: &str, receipt: Receipt, ack: Ack) -> Delivery {
+    let message = Message {
+        topic: Topic::parse("a").expect("a topic"),
+        payload: Bytes::new(),
+        qos: Qos::AtLeastOnce,
+        retain: false,
+        properties: None,
+    };
     Delivery {
-        message: Message {
-            topic: Topic::parse("a").expect("a topic"),
-            payload: Bytes::new(),
-            qos: Qos::AtLeastOnce,
-            retain: false,
-            properties: None,
-        },
+        rendition: Arc::new(Rendition::new(message, Format::Text, 0, Instant::now())),
         contract: Contract { ack, ..Contract::default() },
         readers: Default::default(),
-        msgid: Some(msgid.to_owned()),
+        msgid: Some(msgid.into()),
         dup: false,
         receipt: Some(receipt),
-        timestamp: 0,
-        received: Instant::now(),
     }
 }
 

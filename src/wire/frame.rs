@@ -1,5 +1,7 @@
 //! The frames as values: what a client may ask, and what the gateway answers.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde_json::Number;
 
@@ -342,15 +344,13 @@ pub struct Undecoded {
     pub is_auth: bool,
 }
 
-/// What a delivery says about itself, beyond its message.
+/// What a delivery says about itself that is its session's own.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Head {
     /// The client's numbers of the subscriptions that it comes for.
     pub sids: Vec<i64>,
     /// Given exactly when the QoS is above 0.
-    pub msgid: Option<String>,
+    pub msgid: Option<Arc<str>>,
     /// The broker delivered it before.
     pub dup: bool,
-    /// Unix milliseconds at which the gateway received it.
-    pub timestamp: u64,
 }

@@ -5,7 +5,7 @@ mod encode;
 mod fields;
 
 pub use decode::decode;
-pub use encode::{delivery, reply};
+pub use encode::{HEAD_AT, delivery, head, reply};
 
 /// How deep JSON may be nested, the frame's own object included.
 const MAX_DEPTH: usize = 64;

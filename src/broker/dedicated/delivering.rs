@@ -1,7 +1,9 @@
 //! From a PUBLISH to the deliveries that it makes for the browser.
 
+use std::sync::Arc;
+
 use super::Dedicated;
-use crate::delivery::{Delivery, Route, Target};
+use crate::delivery::{Delivery, Rendition, Route, Target};
 use crate::metrics;
 use crate::mqtt::inflight::Arrival;
 use crate::mqtt::packet::{PacketId, Publish};
@@ -43,14 +45,17 @@ impl Dedicated {
         for (index, target) in targets.into_iter().enumerate() {
             let known_by = known_by.filter(|_| target.qos > Qos::AtMostOnce);
             deliveries.push(Delivery {
-                msgid: known_by.map(|(_, id, digest)| msgid(id, digest, index, &target)),
+                msgid: known_by.map(|(_, id, digest)| msgid(id, digest, index, &target).into()),
                 receipt: known_by.map(|(receipt, ..)| receipt),
-                message: Message { qos: target.qos, ..message.clone() },
+                rendition: Arc::new(Rendition::new(
+                    Message { qos: target.qos, ..message.clone() },
+                    target.contract.format,
+                    timestamp,
+                    received,
+                )),
                 contract: target.contract,
                 readers: target.readers,
                 dup,
-                timestamp,
-                received,
             });
         }
     }

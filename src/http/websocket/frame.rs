@@ -277,11 +277,12 @@ fn unmask(bytes: &mut [u8], mut mask: [u8; 4], offset: usize) {
     }
 }
 
-/// Writes a whole frame, as a server has it.
-pub fn write(out: &mut BytesMut, opcode: Opcode, payload: &[u8]) {
-    out.reserve(10 + payload.len());
+/// Writes a whole frame, as a server has it. Its payload is these parts, one behind the other.
+pub fn write(out: &mut BytesMut, opcode: Opcode, payload: &[&[u8]]) {
+    let length = payload.iter().map(|part| part.len()).sum();
+    out.reserve(10 + length);
     out.put_u8(0x80 | opcode as u8);
-    match payload.len() {
+    match length {
         length @ 0..126 => out.put_u8(length as u8),
         length @ 126..65_536 => {
             out.put_u8(126);
@@ -292,13 +293,13 @@ pub fn write(out: &mut BytesMut, opcode: Opcode, payload: &[u8]) {
             out.put_u64(length as u64);
         }
     }
-    out.put_slice(payload);
+    payload.iter().for_each(|part| out.put_slice(part));
 }
 
 /// Writes a Close frame.
 pub fn write_close(out: &mut BytesMut, code: u16, reason: &str) {
     debug_assert!(reason.len() <= 123, "it fits a control frame");
-    write(out, Opcode::Close, &[&code.to_be_bytes(), reason.as_bytes()].concat());
+    write(out, Opcode::Close, &[&code.to_be_bytes(), reason.as_bytes()]);
 }
 
 #[cfg(test)]

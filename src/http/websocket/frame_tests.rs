@@ -13,7 +13,7 @@ const MASK: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
 /// A masked frame with this first byte.
 fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = BytesMut::new();
-    write(&mut frame, Opcode::Text, payload);
+    write(&mut frame, Opcode::Text, &[payload]);
     let head = frame.len() - payload.len();
     let mut frame = frame.to_vec();
     (frame[0], frame[1]) = (first, frame[1] | 0x80);
@@ -100,7 +100,7 @@ proptest! {
                 Other::Ping(_) => Opcode::Ping,
                 _ => Opcode::Pong,
             };
-            write(&mut out, opcode, &message.clone().into_data());
+            write(&mut out, opcode, &[&message.clone().into_data()]);
         }
         write_close(&mut out, 4000, &reason);
         let mut client = WebSocket::from_raw_socket(Cursor::new(out.to_vec()), Role::Client, None);

@@ -14,6 +14,7 @@ use crate::http::connection::{Connection, Wire};
 use crate::http::unfinished::Share;
 use crate::session::{Inbound, Outbound, Socket};
 use crate::wire::Close;
+use crate::wire::json::HEAD_AT;
 
 /// What is read at a time, unless the rest of a larger frame is awaited.
 const READ_BUFFER: usize = 2048;
@@ -90,12 +91,12 @@ impl WebSocket {
     fn answer(&mut self, event: &Event) {
         match event {
             Event::Text(_) | Event::Binary(_) => self.share.release(),
-            Event::Ping(payload) => self.send(Opcode::Pong, payload),
+            Event::Ping(payload) => self.send(Opcode::Pong, &[payload]),
             Event::Pong => {}
             Event::Close(code) => {
                 self.is_over = true;
                 let code = code.map(u16::to_be_bytes);
-                self.send(Opcode::Close, code.as_ref().map_or(&[], |code| code));
+                self.send(Opcode::Close, &[code.as_ref().map_or(&[], |code| code)]);
                 self.is_closed = true;
             }
         }
@@ -117,8 +118,8 @@ impl WebSocket {
         }
     }
 
-    /// Queues a frame, unless it would follow a Close frame.
-    pub fn send(&mut self, opcode: Opcode, payload: &[u8]) {
+    /// Queues a frame whose payload is these parts, unless it would follow a Close frame.
+    pub fn send(&mut self, opcode: Opcode, payload: &[&[u8]]) {
         if !self.is_closed {
             frame::write(&mut self.outbound, opcode, payload);
         }
@@ -184,8 +185,12 @@ impl Sink<Outbound> for WebSocket {
 
     fn start_send(mut self: Pin<&mut Self>, frame: Outbound) -> Result<(), Close> {
         match frame {
-            Outbound::Text(text) => self.send(Opcode::Text, text.as_bytes()),
-            Outbound::Ping => self.send(Opcode::Ping, b""),
+            Outbound::Text(text) => self.send(Opcode::Text, &[text.as_bytes()]),
+            Outbound::Delivery { head, text } => {
+                let (begun, rest) = text.split_at(HEAD_AT);
+                self.send(Opcode::Text, &[begun, head.as_bytes(), rest]);
+            }
+            Outbound::Ping => self.send(Opcode::Ping, &[]),
             Outbound::Close(close) => self.send_close(close),
         }
         Ok(())

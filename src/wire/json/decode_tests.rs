@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::mqtt::{Outcome, Reason};
 use crate::wire::frame::{Head, Limits, Reply, TopicResult};
-use crate::wire::json::{delivery, reply};
+use crate::wire::json::{HEAD_AT, delivery, head, reply};
 
 const CLIENT: [&str; 7] = ["any", "auth", "subscribe", "unsubscribe", "publish", "ack", "ping"];
 const MAX_STRING: usize = 65_535;
@@ -273,9 +273,9 @@ mod the_files {
             properties: None,
         };
         let temp = || message("attic/temp", b"21.5");
-        let head = || Head { timestamp, ..Head::default() };
-        let known_as = |msgid: &str| Head { msgid: Some(msgid.to_owned()), ..head() };
-        let again = Head { dup: true, timestamp: timestamp + 60_000, ..known_as("2f-9c1e44d07b52") };
+        let nothing = Head::default;
+        let known_as = |msgid: &str| Head { msgid: Some(msgid.into()), ..nothing() };
+        let again = Head { dup: true, ..known_as("2f-9c1e44d07b52") };
         let lamp: &[u8] = br#"{"on": true, "level": 0.5}"#;
         let order = Message {
             qos: qos_1,
@@ -283,14 +283,14 @@ mod the_files {
             ..message("orders/new", br#"{"table": 4}"#)
         };
         let deliveries = [
-            ("text", head(), temp(), Format::Text),
-            ("an empty payload", head(), message("attic/lamp", b""), Format::Text),
-            ("JSON text, in the default format", head(), message("attic/lamp", br#"{"on": true}"#), Format::Text),
-            ("bytes", head(), message("attic/raw", &[0, 1, 2, 3, 4, 5, 255]), Format::Text),
-            ("JSON, with format json", head(), message("attic/lamp", lamp), Format::Json),
-            ("a JSON string, with format json", head(), message("attic/label", br#""north wall""#), Format::Json),
-            ("JSON null, with format json", head(), message("attic/label", b"null"), Format::Json),
-            ("a stored message", head(), Message { retain: true, ..message("attic/lamp", b"on") }, Format::Text),
+            ("text", nothing(), temp(), Format::Text),
+            ("an empty payload", nothing(), message("attic/lamp", b""), Format::Text),
+            ("JSON text, in the default format", nothing(), message("attic/lamp", br#"{"on": true}"#), Format::Text),
+            ("bytes", nothing(), message("attic/raw", &[0, 1, 2, 3, 4, 5, 255]), Format::Text),
+            ("JSON, with format json", nothing(), message("attic/lamp", lamp), Format::Json),
+            ("a JSON string, with format json", nothing(), message("attic/label", br#""north wall""#), Format::Json),
+            ("JSON null, with format json", nothing(), message("attic/label", b"null"), Format::Json),
+            ("a stored message", nothing(), Message { retain: true, ..message("attic/lamp", b"on") }, Format::Text),
             ("qos 1", known_as("2f-9c1e44d07b52"), Message { qos: qos_1, ..temp() }, Format::Text),
             ("delivered again", again, Message { qos: qos_1, ..temp() }, Format::Text),
             (
@@ -301,9 +301,12 @@ mod the_files {
             ),
             ("every property", known_as("31-77d0c2e9b610"), order, Format::Text),
         ];
-        said.extend(
-            deliveries.iter().map(|(name, head, message, format)| ("mqtt", *name, delivery(head, message, *format))),
-        );
+        said.extend(deliveries.iter().map(|(name, own, message, format)| {
+            let received = if own.dup { timestamp + 60_000 } else { timestamp };
+            let mut text = delivery(message, *format, received);
+            text.insert_str(HEAD_AT, &head(own));
+            ("mqtt", *name, text)
+        }));
         said
     }
 

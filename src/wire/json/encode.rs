@@ -14,10 +14,14 @@ pub fn reply(reply: &Reply) -> String {
     serde_json::to_string(reply).expect("replies are JSON")
 }
 
-/// The text of a delivery: a head that is the session's own, then the tail that is alike for every reader of the message.
-pub fn delivery(head: &Head, message: &Message, format: Format) -> String {
-    let mut out = String::with_capacity(160 + message.topic.as_ref().len() + message.payload.len() * 9 / 8);
-    out.push_str(r#"{"type":"mqtt""#);
+const BEGINNING: &str = r#"{"type":"mqtt""#;
+
+/// Where in the text of a delivery its head belongs.
+pub const HEAD_AT: usize = BEGINNING.len();
+
+/// What a session's own delivery says beyond [`delivery`], to be put in at [`HEAD_AT`]; often nothing.
+pub fn head(head: &Head) -> String {
+    let mut out = String::new();
     if !head.sids.is_empty() {
         out.push_str(r#","sids":"#);
         json(&mut out, &head.sids);
@@ -29,20 +33,23 @@ pub fn delivery(head: &Head, message: &Message, format: Format) -> String {
     if head.dup {
         out.push_str(r#","dup":true"#);
     }
-    tail(&mut out, head.timestamp, message, format);
     out
 }
 
-fn tail(out: &mut String, timestamp: u64, message: &Message, format: Format) {
+/// The text of a delivery, as it is where its head says nothing: alike for every reader of the message.
+pub fn delivery(message: &Message, format: Format, timestamp: u64) -> String {
+    let mut out = String::with_capacity(160 + message.topic.as_ref().len() + message.payload.len() * 9 / 8);
+    out.push_str(BEGINNING);
     out.push_str(r#","topic":"#);
-    string(out, message.topic.as_ref());
-    payload(out, &message.payload, format);
+    string(&mut out, message.topic.as_ref());
+    payload(&mut out, &message.payload, format);
     let qos = message.qos.number();
     write!(out, r#","qos":{qos},"retain":{},"timestamp":{timestamp}"#, message.retain).expect("a string takes all");
     if let Some(given) = &message.properties {
-        properties(out, given);
+        properties(&mut out, given);
     }
     out.push('}');
+    out
 }
 
 fn payload(out: &mut String, payload: &[u8], format: Format) {
@@ -133,7 +140,7 @@ mod tests {
     }
 
     fn shown(payload: &[u8], format: Format) -> (Value, Value) {
-        let text = delivery(&Head::default(), &message(payload), format);
+        let text = delivery(&message(payload), format, 0);
         let frame: Value = serde_json::from_str(&text).expect("JSON");
         (frame["payload"].clone(), frame["encoding"].clone())
     }
@@ -165,15 +172,16 @@ mod tests {
         let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
         assert_eq!(shown(deep(64).as_bytes(), Format::Json).1, "json");
         assert_eq!(shown(deep(65).as_bytes(), Format::Json).1, Value::Null);
-        let text = delivery(&Head::default(), &message(b"1.000e400"), Format::Json);
+        let text = delivery(&message(b"1.000e400"), Format::Json, 0);
         assert!(text.contains(r#""payload":1.000e400,"encoding":"json""#), "{text}");
     }
 
     #[test]
     fn a_delivery_says_only_what_there_is_to_say() {
-        let text = delivery(&Head { timestamp: 7, ..Head::default() }, &message(b"x"), Format::Text);
+        assert_eq!(head(&Head::default()), "");
+        let text = delivery(&message(b"x"), Format::Text, 7);
         assert_eq!(text, r#"{"type":"mqtt","topic":"attic/témp","payload":"x","qos":0,"retain":false,"timestamp":7}"#);
-        let head = Head { sids: vec![3, -1], msgid: Some("9-ab".to_owned()), dup: true, timestamp: 8 };
+        let head = head(&Head { sids: vec![3, -1], msgid: Some("9-ab".into()), dup: true });
         let properties = Properties {
             content_type: Some("a".to_owned()),
             response_topic: Some("b".to_owned()),
@@ -184,7 +192,9 @@ mod tests {
         };
         let message =
             Message { qos: Qos::AtLeastOnce, retain: true, properties: Some(Box::new(properties)), ..message(b"x") };
-        let frame: Value = serde_json::from_str(&delivery(&head, &message, Format::Text)).expect("JSON");
+        let mut text = delivery(&message, Format::Text, 8);
+        text.insert_str(HEAD_AT, &head);
+        let frame: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(
             frame,
             json!({
