@@ -10,6 +10,7 @@ pub mod embedded;
 mod front;
 pub mod link;
 mod rules;
+mod shared;
 mod signal;
 mod transport;
 mod watch;
@@ -21,8 +22,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{BrokerUrl, BrokerUrlError, Config};
-pub use link::{Abilities, Command, Downlink, Event, Handle, Link, Opening, Ready, Taken};
+pub use config::{BrokerUrl, BrokerUrlError, Config, Upstream};
+pub use link::{Abilities, Command, Commands, Downlink, Event, Handle, Link, Opening, Owner, Queue, Ready, Taken};
 pub use transport::{Target, TlsError};
 pub use watch::{Reach, Standing};
 
@@ -32,6 +33,8 @@ use crate::mqtt::packet::Connect;
 use crate::wire::{Refusal, Will};
 
 use budget::Budget;
+use shared::Shared;
+use signal::Raise;
 use embedded::{Embedded, EmbeddedError};
 
 /// Requests that a session may hand over before it waits.
@@ -43,6 +46,8 @@ pub struct Broker {
     /// Memory that the outboxes of all links share.
     budget: Arc<Budget>,
     tasks: TaskTracker,
+    /// Where sessions share connections, those that need none of their own.
+    shared: Option<Shared>,
 }
 
 /// What every link needs.
@@ -116,16 +121,26 @@ impl Broker {
         };
         let setup = Arc::new(Setup { config, place, reach: Reach::default() });
         let watched = setup.clone();
+        let budget = Arc::<Budget>::default();
+        let shared = match setup.config.upstream {
+            Upstream::PerSession => None,
+            Upstream::Shared => Some(Shared::new(setup.clone(), budget.clone(), tasks.clone(), closing.clone())),
+        };
         tasks.spawn(async move { closing.run_until_cancelled(watch::run(&watched)).await });
-        Ok(Broker { setup, budget: Arc::default(), tasks })
+        Ok(Broker { setup, budget, tasks, shared })
     }
 
     /// A link for a new session; `predecessor` is the link of the same client identifier, which gives way first.
     pub fn open(&self, opening: Opening, delivery: delivery::Config, predecessor: Option<Handle>) -> Link {
-        let downlink = Downlink::new(delivery, self.budget.clone());
+        if let Some(shared) = &self.shared
+            && !opening.needs_own_client()
+        {
+            return shared.open(opening, delivery, predecessor);
+        }
+        let downlink = Downlink::new(delivery, self.budget.clone(), Raise::default());
         let (commands, receiver) = mpsc::channel(COMMANDS);
         self.tasks.spawn(dedicated::run(self.setup.clone(), opening, downlink.clone(), receiver, predecessor));
-        Link { commands, downlink }
+        Link { commands: Commands::Own(commands), downlink }
     }
 
     /// Whether the broker can be reached.

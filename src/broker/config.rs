@@ -21,6 +21,11 @@ use crate::units;
 pub struct Config {
     /// Where the broker is.
     pub url: BrokerUrl,
+    /// Whether each session has an MQTT client of its own.
+    pub upstream: Upstream,
+    /// With a shared upstream, the connections that take what sessions publish.
+    #[serde(deserialize_with = "units::count")]
+    pub publish_connections: NonZeroUsize,
     /// The name the gateway gives to the broker.
     pub username: Option<String>,
     /// The password the gateway gives to the broker, from here or from `password_file`.
@@ -70,6 +75,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             url: BrokerUrl::default(),
+            upstream: Upstream::PerSession,
+            publish_connections: const { NonZeroUsize::new(2).unwrap() },
             username: None,
             password: None,
             password_file: None,
@@ -120,6 +127,17 @@ fn whole_seconds<'de, const MAX: u64, D: Deserializer<'de>>(from: D) -> Result<D
         "invalid value: {} seconds, expected whole seconds, from 1 to {MAX}",
         duration.as_secs_f64()
     )))
+}
+
+/// How sessions reach the broker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Upstream {
+    /// Each by an MQTT client of its own: for sessions that come back to what waited for them, and brokers that judge each client.
+    #[default]
+    PerSession,
+    /// All by a few connections: for streams that thousands of pages read.
+    Shared,
 }
 
 /// Where the broker is.

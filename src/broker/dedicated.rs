@@ -4,7 +4,7 @@ mod delivering;
 mod ending;
 mod subscribing;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use self::ending::{End, Stage};
 use super::connection::{Connection, Lost, Turn};
-use super::link::{Abilities, Command, Downlink, Event, Handle, Opening, Ready};
+use super::link::{Abilities, Command, Downlink, Event, Handle, Opening, Order, Owner, Ready};
 use super::{Setup, Standing, rules};
 use crate::delivery::{Delivery, Subscriptions};
 use crate::metrics::{self, LinkState};
@@ -50,7 +50,7 @@ pub(super) async fn run(
     setup: Arc<Setup>,
     opening: Opening,
     downlink: Arc<Downlink>,
-    commands: mpsc::Receiver<(std::time::Instant, Box<Command>)>,
+    commands: mpsc::Receiver<Order>,
     predecessor: Option<Handle>,
 ) {
     if let Some(predecessor) = predecessor {
@@ -73,7 +73,7 @@ pub(super) async fn run(
 impl Drop for Dedicated {
     fn drop(&mut self) {
         metrics::link_changed(Some(self.state), None);
-        metrics::subscriptions_changed(self.subscriptions.len(), 0);
+        self.count_subscriptions(self.subscriptions.len(), 0);
         if std::thread::panicking() {
             self.downlink.tell(Event::Ended(Close::Fault, None));
         }
@@ -85,7 +85,7 @@ struct Dedicated {
     setup: Arc<Setup>,
     opening: Opening,
     downlink: Arc<Downlink>,
-    commands: mpsc::Receiver<(std::time::Instant, Box<Command>)>,
+    commands: mpsc::Receiver<Order>,
     client_id: String,
     outgoing: Outgoing,
     incoming: Incoming,
@@ -120,7 +120,8 @@ struct Dedicated {
 
 /// Who made a request of ours.
 enum Origin {
-    Publish(RequestId),
+    /// And who is answered, where that is not the link's own session.
+    Publish(RequestId, Option<Arc<Downlink>>),
     Subscribe(RequestId, Box<Subscription>),
     Unsubscribe(RequestId, TopicFilter),
     Opening(usize, Box<Subscription>),
@@ -137,7 +138,7 @@ impl Origin {
                 Some(&subscription.filter)
             }
             Origin::Unsubscribe(_, filter) => Some(filter),
-            Origin::Publish(_) | Origin::Own => None,
+            Origin::Publish(..) | Origin::Own => None,
         }
     }
 }
@@ -147,6 +148,8 @@ struct Clock {
     keep_alive: Duration,
     last_write: Instant,
     pinged: Option<Instant>,
+    /// PINGREQs that are unanswered, and the fence that each stands for.
+    pings: VecDeque<Option<RequestId>>,
     stuck_since: Option<Instant>,
 }
 
@@ -155,7 +158,7 @@ impl Dedicated {
         setup: Arc<Setup>,
         opening: Opening,
         downlink: Arc<Downlink>,
-        commands: mpsc::Receiver<(std::time::Instant, Box<Command>)>,
+        commands: mpsc::Receiver<Order>,
     ) -> Dedicated {
         metrics::link_changed(None, Some(LinkState::Down));
         let opened = vec![None; opening.subscriptions.len()];
@@ -204,14 +207,15 @@ impl Dedicated {
             }
             let wait = self.back_off();
             let begins = Instant::now() + wait;
-            let suspicion = (self.quick_losses >= TAKEOVER_LOSSES).then_some(self.turns);
+            let is_suspicious = self.opening.owner == Owner::Browser && self.quick_losses >= TAKEOVER_LOSSES;
+            let suspicion = is_suspicious.then_some(self.turns);
             // On the heap, as it is gone while the link is up.
             let mut attempt = Box::pin(attempt(self.setup.clone(), self.connecting(), wait, suspicion));
             let result = loop {
                 let deadline = self.offline_deadline();
                 select! {
                     result = &mut attempt => break result,
-                    command = self.commands.recv(), if self.hears_commands() => self.on_command(command, None),
+                    order = self.commands.recv(), if self.hears_commands() => self.on_order(order, None),
                     () = self.downlink.to_link.raised() => self.on_downlink(false),
                     () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => self.on_time(),
                 }
@@ -277,6 +281,7 @@ impl Dedicated {
                 .map_or(self.setup.config.keep_alive, |seconds| Duration::from_secs(seconds.into())),
             last_write: connected,
             pinged: None,
+            pings: VecDeque::new(),
             stuck_since: None,
         };
         let is_reconnect = self.is_connected_once();
@@ -285,8 +290,12 @@ impl Dedicated {
         if self.setup.is_embedded() {
             // rumqttd holds a PUBREL of a resumed session back until it has something else to say.
             packet::write_pingreq(&mut connection.outbound);
+            clock.pings.push_back(None);
         }
         let lost = self.serve(&mut connection, &mut clock).await.err();
+        for fence in clock.pings.drain(..).flatten() {
+            self.downlink.tell(Event::Answered(fence, Ok(())));
+        }
         if lost.is_none() || self.setup.is_embedded() {
             // Closing at once, with packets unread, would reset the connection under the goodbye; and for rumqttd the identifier is
             // free only when it has seen the end.
@@ -338,7 +347,7 @@ impl Dedicated {
                 biased;
                 () = self.downlink.to_link.raised() => self.on_downlink(true),
                 () = timer.as_mut() => self.on_timer(connection, clock)?,
-                command = self.commands.recv(), if self.takes_commands(connection) => self.on_command(command, Some(connection)),
+                order = self.commands.recv(), if self.takes_commands(connection) => self.on_order(order, Some((connection, clock))),
                 turn = connection.turn(may_read) => {
                     clock.stuck_since = None;
                     match turn? {
@@ -463,17 +472,18 @@ impl Dedicated {
         self.outgoing.make(id, request, self.last_deadline);
     }
 
-    fn on_command(&mut self, command: Option<(std::time::Instant, Box<Command>)>, connection: Option<&mut Connection>) {
-        let Some((made, command)) = command else {
+    fn on_order(&mut self, order: Option<Order>, online: Option<(&mut Connection, &mut Clock)>) {
+        let Some(Order { made, command, from }) = order else {
             self.is_hung_up = true;
-            self.on_downlink(connection.is_some());
+            self.on_downlink(online.is_some());
             if self.end.is_none() {
-                self.begin_end(Close::Fault, connection.is_some());
+                self.begin_end(Close::Fault, online.is_some());
             }
             return;
         };
+        let (connection, clock) = online.unzip();
         match *command {
-            Command::Publish(id, message) => self.on_publish_command((id, made), message, connection),
+            Command::Publish(id, message) => self.on_publish_command((id, made, from), message, connection),
             Command::Subscribe(id, subscription) => {
                 match self.judge_wait(connection.as_deref()).and_then(|()| self.judge_filter(&subscription)) {
                     Ok(()) => self.ask_subscribe(made, Origin::Subscribe(id, Box::new(subscription))),
@@ -484,12 +494,20 @@ impl Dedicated {
                 Ok(()) => self.on_unsubscribe_command((id, made), filter),
                 Err(refusal) => self.downlink.tell(Event::Answered(id, Err(refusal))),
             },
+            Command::Fence(id) => match connection.zip(clock) {
+                Some((connection, clock)) => {
+                    packet::write_pingreq(&mut connection.outbound);
+                    clock.pings.push_back(Some(id));
+                    clock.pinged.get_or_insert_with(Instant::now);
+                }
+                None => self.downlink.tell(Event::Answered(id, Ok(()))),
+            },
         }
     }
 
     fn on_publish_command(
         &mut self,
-        (id, made): (RequestId, std::time::Instant),
+        (id, made, from): (RequestId, std::time::Instant, Option<Arc<Downlink>>),
         message: Message,
         connection: Option<&mut Connection>,
     ) {
@@ -505,13 +523,17 @@ impl Dedicated {
                 return match connection {
                     Some(connection) if message.qos == Qos::AtMostOnce => {
                         packet::write_publish(&mut connection.outbound, &message, None, false);
-                        self.downlink.tell(Event::Answered(id, Ok(())));
+                        self.asker(&from).tell(Event::Answered(id, Ok(())));
                     }
-                    _ => self.ask_since(made, Request::Publish(message), Origin::Publish(id)),
+                    _ => self.ask_since(made, Request::Publish(message), Origin::Publish(id, from)),
                 };
             }
         };
-        self.downlink.tell(Event::Answered(id, Err(refusal)));
+        self.asker(&from).tell(Event::Answered(id, Err(refusal)));
+    }
+
+    fn asker<'a>(&'a self, from: &'a Option<Arc<Downlink>>) -> &'a Downlink {
+        from.as_ref().unwrap_or(&self.downlink)
     }
 
     /// What the broker said that it does not take must not be sent: it would end the connection.
@@ -610,7 +632,13 @@ impl Dedicated {
                     let reason = reasons.first().copied().ok_or(Lost::Malformed(packet::Malformed::Truncated))?;
                     self.on_subscription_answer(id, reason);
                 }
-                Packet::Pingresp => clock.pinged = None,
+                Packet::Pingresp => {
+                    clock.pinged = None;
+                    if let Some(fence) = clock.pings.pop_front().flatten() {
+                        self.offer(deliveries);
+                        self.downlink.tell(Event::Answered(fence, Ok(())));
+                    }
+                }
                 Packet::Disconnect(reason) => return Err(Lost::Disconnected(reason)),
                 Packet::Connack(_) => return Err(Lost::Malformed(packet::Malformed::PacketType(0x20))),
             }
@@ -631,10 +659,13 @@ impl Dedicated {
             let overdue = self.outgoing.is_in_flight(id);
             let Some(origin) = self.origins.get(&id) else { continue };
             match (origin, result) {
-                (Origin::Publish(request), Err(refusal)) if overdue => {
-                    self.downlink.tell(Event::Overdue(*request, refusal))
+                (Origin::Publish(request, from), Err(refusal)) if overdue => {
+                    self.asker(from).tell(Event::Overdue(*request, refusal))
                 }
-                (Origin::Publish(request) | Origin::Unsubscribe(request, _), result) => {
+                (Origin::Publish(request, from), result) => {
+                    self.asker(from).tell(Event::Answered(*request, result));
+                }
+                (Origin::Unsubscribe(request, _), result) => {
                     self.downlink.tell(Event::Answered(*request, result));
                 }
                 (Origin::Subscribe(request, _), Err(refusal)) => {
@@ -694,6 +725,7 @@ impl Dedicated {
         }
         if !clock.keep_alive.is_zero() && clock.pinged.is_none() && now >= clock.last_write + clock.keep_alive {
             packet::write_pingreq(&mut connection.outbound);
+            clock.pings.push_back(None);
             (clock.pinged, clock.last_write) = (Some(now), now);
         }
         self.on_time();
@@ -702,7 +734,7 @@ impl Dedicated {
 
     fn on_lost(&mut self, lost: &Lost) {
         info!(%lost, "broker link lost");
-        if lost.is_takeover() {
+        if lost.is_takeover() && self.opening.owner == Owner::Browser {
             self.downlink.tell(Event::Ended(Close::TakenOver, None));
             // The other connection has the session now: there is nothing to say goodbye to.
             self.end = Some(End { close: Close::TakenOver, stage: Stage::Requests, until: Instant::now() });
@@ -752,7 +784,7 @@ async fn attempt(
 }
 
 /// Nothing before the first attempt, then that part of a bound that doubles.
-fn back_off(attempts: u32, longest: Duration, part: f64) -> Duration {
+pub(super) fn back_off(attempts: u32, longest: Duration, part: f64) -> Duration {
     match attempts {
         0 => Duration::ZERO,
         _ => longest.min(FIRST_BACK_OFF * 2u32.saturating_pow(attempts - 1)).mul_f64(part),
@@ -782,8 +814,9 @@ mod tests {
             subscriptions: Vec::new(),
             ack: Ack::Auto,
             max_inflight: 1,
+            owner: Owner::Browser,
         };
-        let downlink = Downlink::new(Default::default(), Arc::default());
+        let downlink = Downlink::new(Default::default(), Arc::default(), Default::default());
         let (_commands, receiver) = mpsc::channel(1);
         let dedicated = Dedicated::new(setup, opening, downlink.clone(), receiver);
         let faulty = tokio::spawn(async move {

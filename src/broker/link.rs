@@ -9,7 +9,8 @@ use std::time::Instant;
 use tokio::sync::{Notify, mpsc};
 
 use super::budget::Budget;
-use super::signal::Signal;
+use super::shared;
+use super::signal::{Raise, Signal};
 
 use crate::delivery::outbox::Excess;
 use crate::delivery::{self, Bound, Delivery, Outbox, Overflow, subscription_id};
@@ -35,6 +36,25 @@ pub struct Opening {
     pub ack: Ack,
     /// QoS 1 and 2 publishes that may be unanswered at one time; the broker may want fewer.
     pub max_inflight: u16,
+    /// Whose session it is at the broker.
+    pub owner: Owner,
+}
+
+impl Opening {
+    /// Whether the broker must know this session by itself, also where sessions share connections: it keeps something of it, or
+    /// treats its own messages apart.
+    pub fn needs_own_client(&self) -> bool {
+        !self.clean || self.will.is_some() || self.subscriptions.iter().any(Subscription::needs_own_client)
+    }
+}
+
+/// Whose session it is at the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A browser's: another connection with its client identifier takes it over.
+    Browser,
+    /// The gateway's, for many browsers, under a client identifier that nobody else has.
+    Gateway,
 }
 
 /// A request of the session. Each is answered by an event that bears its number, numbers going up.
@@ -46,6 +66,57 @@ pub enum Command {
     Subscribe(RequestId, Subscription),
     /// One filter.
     Unsubscribe(RequestId, TopicFilter),
+    /// Answered when all that the broker had sent before it knew of this has come; also by the loss of the connection.
+    Fence(RequestId),
+}
+
+/// A command on its way to a link.
+#[derive(Debug)]
+pub struct Order {
+    /// When it was made: from then on its time runs.
+    pub made: Instant,
+    /// What is asked.
+    pub command: Box<Command>,
+    /// Who is answered, where that is not the link's own session.
+    pub from: Option<Arc<Downlink>>,
+}
+
+/// The commands of a session that wait for room.
+pub type Queue = VecDeque<(Instant, Box<Command>)>;
+
+/// Where a session's commands go.
+#[derive(Clone, Debug)]
+pub enum Commands {
+    /// To a link of its own.
+    Own(mpsc::Sender<Order>),
+    /// To connections that it shares with others.
+    Shared(shared::Commands),
+}
+
+impl Commands {
+    /// Whether the next command of the session may go before others of it are answered.
+    pub fn takes(&self, queue: &Queue, is_changing_subscriptions: bool) -> bool {
+        let Some((_, next)) = queue.front() else { return false };
+        match self {
+            Commands::Own(_) => true,
+            // It takes another way than the subscriptions, and must not overtake them.
+            Commands::Shared(_) => !(is_changing_subscriptions && matches!(**next, Command::Publish(..))),
+        }
+    }
+
+    /// Hands over the next command when there is room; the error says that the link is gone. Safe to drop half-way.
+    pub async fn hand_over(&self, queue: &mut Queue) -> Result<(), ()> {
+        match self {
+            Commands::Own(link) => {
+                let permit = link.reserve().await.map_err(drop)?;
+                if let Some((made, command)) = queue.pop_front() {
+                    permit.send(Order { made, command, from: None });
+                }
+                Ok(())
+            }
+            Commands::Shared(shared) => shared.hand_over(queue).await,
+        }
+    }
 }
 
 /// What the broker's side tells the session.
@@ -151,9 +222,8 @@ pub struct Taken {
 /// A session's end of its link.
 #[derive(Debug)]
 pub struct Link {
-    /// Waits while the broker's side is behind, so that a browser is read no faster than the broker takes. A command bears the moment at
-    /// which it was made: from then on its time runs.
-    pub commands: mpsc::Sender<(Instant, Box<Command>)>,
+    /// Waits while the broker's side is behind, so that a browser is read no faster than the broker takes.
+    pub commands: Commands,
     /// What comes down.
     pub downlink: Arc<Downlink>,
 }
@@ -225,7 +295,7 @@ pub struct Downlink {
     /// Wakes the session: there are events, or the first deliveries.
     pub to_session: Signal,
     /// Wakes the link: there are confirmations, there is room, or it is to give way.
-    pub to_link: Signal,
+    pub to_link: Raise,
     let_go: Notify,
 }
 
@@ -287,13 +357,13 @@ impl State {
 
 impl Downlink {
     /// Nothing waits.
-    pub(super) fn new(config: delivery::Config, budget: Arc<Budget>) -> Arc<Downlink> {
+    pub(super) fn new(config: delivery::Config, budget: Arc<Budget>, to_link: Raise) -> Arc<Downlink> {
         Arc::new(Downlink {
             state: Mutex::default(),
             config,
             budget,
             to_session: Signal::default(),
-            to_link: Signal::default(),
+            to_link,
             let_go: Notify::new(),
         })
     }
@@ -325,6 +395,36 @@ impl Downlink {
         state.account(&self.budget);
         drop(state);
         self.to_session.raise();
+    }
+
+    /// Shared link, which is read on for others: offers what one read brought, and wakes nobody yet. Whether there was room, if need
+    /// be by dropping what may be dropped.
+    pub fn offer_or_drop(&self, deliveries: impl Iterator<Item = Delivery>) -> bool {
+        let left = self.left();
+        let mut state = self.lock();
+        let bound = match state.phase {
+            Phase::Opening => self.config.opening_bound(left),
+            Phase::Open => self.config.bound(left),
+            Phase::Draining | Phase::Ended => return true,
+        };
+        let excess = if self.config.overflow == Overflow::Drop { Excess::Drop } else { Excess::Hold };
+        let dropped = deliveries.map(|delivery| state.outbox.offer(delivery, excess, &bound)).sum();
+        metrics::deliveries_dropped(dropped);
+        state.account(&self.budget);
+        !state.outbox.is_over(&bound)
+    }
+
+    /// Shared link: whether stored messages may be offered, which come faster than a browser reads and are not dropped; half of the
+    /// room is kept for what is new.
+    pub fn has_room_for_stored(&self) -> bool {
+        let bound = self.config.bound(self.left() / 2);
+        let half = Bound { count: bound.count / 2, bytes: bound.bytes / 2, free: bound.free };
+        let state = self.lock();
+        match state.phase {
+            Phase::Opening => state.outbox.bytes() < bound.free,
+            Phase::Open => !state.outbox.is_full(&half),
+            Phase::Draining | Phase::Ended => true,
+        }
     }
 
     /// Link: whether the broker's connection may be read, which holds so many bytes.
@@ -523,7 +623,7 @@ mod tests {
         let budget = Arc::<Budget>::default();
         let max_total_bytes = NonZeroUsize::new(total).expect("not 0");
         let config = delivery::Config { max_total_bytes, ..Default::default() };
-        std::array::from_fn(|_| Downlink::new(config.clone(), budget.clone()))
+        std::array::from_fn(|_| Downlink::new(config.clone(), budget.clone(), Raise::default()))
     }
 
     fn open(downlink: &Downlink) {

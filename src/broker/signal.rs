@@ -1,7 +1,8 @@
 //! Wakes one task: cheaper than a channel without messages, as it is used for every delivery.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
 use futures_util::task::AtomicWaker;
@@ -35,10 +36,79 @@ impl Signal {
     }
 }
 
+/// Wakes whoever serves a link.
+#[derive(Debug)]
+pub enum Raise {
+    /// A task that serves this one alone.
+    One(Signal),
+    /// A task that serves many, and hears which of them it was.
+    Among {
+        /// Where that task listens.
+        bell: Arc<Bell>,
+        /// What it knows this one by.
+        number: u64,
+        rung: AtomicBool,
+    },
+}
+
+impl Default for Raise {
+    fn default() -> Raise {
+        Raise::One(Signal::default())
+    }
+}
+
+impl Raise {
+    /// One of many.
+    pub fn among(bell: Arc<Bell>, number: u64) -> Raise {
+        Raise::Among { bell, number, rung: AtomicBool::new(false) }
+    }
+
+    /// Wakes the task. Once is enough until it has looked.
+    pub fn raise(&self) {
+        match self {
+            Raise::One(signal) => signal.raise(),
+            Raise::Among { bell, number, rung } => {
+                if !rung.swap(true, Ordering::AcqRel) {
+                    bell.numbers.lock().unwrap_or_else(PoisonError::into_inner).push(*number);
+                    bell.signal.raise();
+                }
+            }
+        }
+    }
+
+    /// One of many: it is looked at now, and what comes from now on is to be told anew.
+    pub fn seen(&self) {
+        if let Raise::Among { rung, .. } = self {
+            rung.store(false, Ordering::Release);
+        }
+    }
+
+    /// The only one: waits as [`Signal::raised`]. One of many is never waited for here.
+    pub async fn raised(&self) {
+        match self {
+            Raise::One(signal) => signal.raised().await,
+            Raise::Among { .. } => pending().await,
+        }
+    }
+}
+
+/// Where a task that serves many hears which of them want something; as many as there are, at most.
+#[derive(Debug, Default)]
+pub struct Bell {
+    numbers: Mutex<Vec<u64>>,
+    signal: Signal,
+}
+
+impl Bell {
+    /// Waits until it rings, and says who rang.
+    pub async fn rung(&self) -> Vec<u64> {
+        self.signal.raised().await;
+        std::mem::take(&mut self.numbers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[tokio::test]

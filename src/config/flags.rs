@@ -26,11 +26,15 @@ pub struct Flags {
     /// The MQTT broker, as mqtt://HOST or mqtts://HOST:PORT [default: embedded]
     #[arg(long, global = true, value_name = "URL", env = "TIDEGATE_BROKER", hide_env_values = true)]
     pub broker: Option<String>,
+
+    /// How sessions reach the broker, per-session or shared [default: per-session]
+    #[arg(long, global = true, value_name = "HOW", env = "TIDEGATE_UPSTREAM", hide_env_values = true)]
+    pub upstream: Option<String>,
 }
 
 /// The variables that stand for flags; their values arrive as if they had been given there.
-pub(super) const VARIABLES: [&str; 4] =
-    ["TIDEGATE_CONFIG", "TIDEGATE_LISTEN", "TIDEGATE_ADMIN_LISTEN", "TIDEGATE_BROKER"];
+pub(super) const VARIABLES: [&str; 5] =
+    ["TIDEGATE_CONFIG", "TIDEGATE_LISTEN", "TIDEGATE_ADMIN_LISTEN", "TIDEGATE_BROKER", "TIDEGATE_UPSTREAM"];
 
 impl Flags {
     /// The settings that were given.
@@ -39,6 +43,7 @@ impl Flags {
             ("http", "listen", &self.listen, "--listen (or TIDEGATE_LISTEN)"),
             ("http", "admin_listen", &self.admin_listen, "--admin-listen (or TIDEGATE_ADMIN_LISTEN)"),
             ("broker", "url", &self.broker, "--broker (or TIDEGATE_BROKER)"),
+            ("broker", "upstream", &self.upstream, "--upstream (or TIDEGATE_UPSTREAM)"),
         ]
         .into_iter()
         .filter_map(|(section, key, value, origin)| Some(Setting::new(section, key, value.as_deref()?, origin)))

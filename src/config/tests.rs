@@ -169,6 +169,8 @@ fn full() -> Config {
     let default = broker::Config::default();
     let broker = broker::Config {
         url: default.url,
+        upstream: default.upstream,
+        publish_connections: default.publish_connections,
         username: Some("a name".to_owned()),
         password: secret(),
         password_file: file(),

@@ -39,6 +39,14 @@ impl Delivery {
         }
     }
 
+    /// Gives the payload memory of its own: until then it holds the whole of the buffer that it was read into, which is not counted.
+    /// What several sessions share has it already.
+    pub fn detach(&mut self) {
+        if let Some(rendition) = Arc::get_mut(&mut self.rendition) {
+            rendition.message.payload = Bytes::copy_from_slice(&rendition.message.payload);
+        }
+    }
+
     fn kind(&self) -> Option<Kind> {
         self.rendition.kind()
     }
@@ -119,7 +127,7 @@ impl Outbox {
         taken
     }
 
-    /// Gives what waits memory of its own: until then it holds the whole of the buffer that it was read into, which is not counted.
+    /// Gives what waits memory of its own.
     pub fn detach(&mut self) {
         for lane in &mut self.lanes {
             lane.detach();
@@ -174,7 +182,8 @@ impl Outbox {
         self.bytes
     }
 
-    fn is_over(&self, bound: &Bound) -> bool {
+    /// More waits than may.
+    pub fn is_over(&self, bound: &Bound) -> bool {
         self.len() > bound.count || self.bytes > bound.bytes
     }
 
@@ -248,12 +257,7 @@ impl Lane {
 
     fn detach(&mut self) {
         let shared = std::mem::take(&mut self.shared);
-        for delivery in self.deliveries.iter_mut().rev().take(shared) {
-            // What several sessions share was given memory of its own before.
-            if let Some(rendition) = Arc::get_mut(&mut delivery.rendition) {
-                rendition.message.payload = Bytes::copy_from_slice(&rendition.message.payload);
-            }
-        }
+        self.deliveries.iter_mut().rev().take(shared).for_each(Delivery::detach);
     }
 }
 

@@ -10,7 +10,6 @@ use arc_swap::ArcSwap;
 use rand::Rng;
 use serde_json::Number;
 use tokio::select;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,7 +24,7 @@ use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, InvalidFrames, State, judge_levels};
 use super::{Config, Roster};
 use crate::access::Reason;
-use crate::broker::{Broker, Command, Event, Link, Opening, Ready, Taken};
+use crate::broker::{Broker, Event, Link, Opening, Owner, Queue, Ready, Taken};
 use crate::delivery;
 use crate::metrics;
 use crate::mqtt::inflight::Receipt;
@@ -136,6 +135,7 @@ async fn serve<S: Socket>(
         subscriptions: auth.subscriptions.clone(),
         ack: auth.ack,
         max_inflight: u16::try_from(settings.session.max_inflight.get()).unwrap_or(u16::MAX),
+        owner: Owner::Browser,
     };
     let (link, place) = context.roster.open(&context.broker, opening, settings.delivery.clone());
     let mut attached = Attached {
@@ -314,7 +314,7 @@ struct Open<'a, S: Socket> {
     context: &'a Context,
     settings: &'a Settings,
     /// For the broker's side, as it has room.
-    commands: VecDeque<(StdInstant, Box<Command>)>,
+    commands: Queue,
     /// What is being written.
     batch: Batch,
     last_life: Instant,
@@ -378,7 +378,7 @@ impl<'a, S: Socket> Open<'a, S> {
                 () = self.link.downlink.to_session.raised(), if !is_writing => {}
                 () = timer.as_mut() => self.on_timer()?,
                 () = closing.as_mut() => return self.drain().await,
-                handed = hand_over(&self.link.commands, &mut self.commands), if !self.commands.is_empty() => {
+                handed = self.link.commands.hand_over(&mut self.commands), if self.hands_over() => {
                     if handed.is_err() {
                         // It said why, or it failed.
                         self.on_events(self.link.downlink.take_events())?;
@@ -417,7 +417,7 @@ impl<'a, S: Socket> Open<'a, S> {
                     Turn::Flushed { frames } => self.on_flushed(frames),
                     Turn::Read(_) => {}
                 },
-                handed = hand_over(&self.link.commands, &mut self.commands), if !self.commands.is_empty() => {
+                handed = self.link.commands.hand_over(&mut self.commands), if self.hands_over() => {
                     if handed.is_err() {
                         self.on_events(self.link.downlink.take_events())?;
                         return Err(Close::Drain);
@@ -460,6 +460,10 @@ impl<'a, S: Socket> Open<'a, S> {
             self.link.downlink.encoded(self.peer.writing.bytes());
         }
         Ok(())
+    }
+
+    fn hands_over(&self) -> bool {
+        self.link.commands.takes(&self.commands, self.state.is_changing_subscriptions())
     }
 
     /// The client is read no faster than the broker takes its requests and than itself takes their answers.
@@ -599,18 +603,6 @@ impl<'a, S: Socket> Open<'a, S> {
             self.link.downlink.set_stalled(stalled);
         }
     }
-}
-
-/// Gives the broker's side one command when it has room; the error says that it is gone. Safe to drop half-way.
-async fn hand_over(
-    to: &mpsc::Sender<(StdInstant, Box<Command>)>,
-    commands: &mut VecDeque<(StdInstant, Box<Command>)>,
-) -> Result<(), ()> {
-    let permit = to.reserve().await.map_err(drop)?;
-    if let Some(command) = commands.pop_front() {
-        permit.send(command);
-    }
-    Ok(())
 }
 
 /// The socket and what waits for it.

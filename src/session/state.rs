@@ -271,6 +271,11 @@ impl State {
         !self.requests.values().all(|asker| matches!(asker, Asker::Publish { overdue: Some(_), .. }))
     }
 
+    /// A `subscribe` or an `unsubscribe` is not answered yet.
+    pub fn is_changing_subscriptions(&self) -> bool {
+        !self.lists.is_empty()
+    }
+
     /// Gives back the memory of what is over.
     pub fn shrink(&mut self) {
         if self.requests.is_empty() {

@@ -93,9 +93,10 @@ impl Told {
             _ => None,
         });
         let requests = commands.map(|command| match command.as_ref() {
-            Command::Publish(request, _) | Command::Subscribe(request, _) | Command::Unsubscribe(request, _) => {
-                *request
-            }
+            Command::Publish(request, _)
+            | Command::Subscribe(request, _)
+            | Command::Unsubscribe(request, _)
+            | Command::Fence(request) => *request,
         });
         requests.collect()
     }

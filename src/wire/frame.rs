@@ -105,6 +105,14 @@ pub struct Subscription {
     pub contract: Contract,
 }
 
+impl Subscription {
+    /// Whether the broker must know the session by itself: it confirms when its client does, its own messages are told apart, or it
+    /// is a member of a group.
+    pub fn needs_own_client(&self) -> bool {
+        self.contract.ack == Ack::Manual || self.options.no_local || self.filter.is_shared()
+    }
+}
+
 /// How deliveries of a subscription come. A message comes once for each distinct contract among the subscriptions that it matches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Contract {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Dedicated, Origin};
 use crate::broker::connection::Connection;
-use crate::broker::link::Event;
+use crate::broker::link::{Event, Owner};
 use crate::broker::rules;
 use crate::delivery::subscription_id;
 use crate::metrics;
@@ -66,13 +66,20 @@ impl Dedicated {
     pub(super) fn insert(&mut self, subscription: Subscription, granted: Qos) {
         let before = self.subscriptions.len();
         self.subscriptions.insert(subscription, granted);
-        metrics::subscriptions_changed(before, self.subscriptions.len());
+        self.count_subscriptions(before, self.subscriptions.len());
+    }
+
+    /// The gateway's own, for many browsers, count there.
+    pub(super) fn count_subscriptions(&self, before: usize, after: usize) {
+        if self.opening.owner == Owner::Browser {
+            metrics::subscriptions_changed(before, after);
+        }
     }
 
     pub(super) fn remove(&mut self, filter: &TopicFilter) {
         let before = self.subscriptions.len();
         self.subscriptions.remove(filter);
-        metrics::subscriptions_changed(before, self.subscriptions.len());
+        self.count_subscriptions(before, self.subscriptions.len());
         for receipt in self.downlink.purge(filter) {
             self.incoming.confirm(receipt);
         }
@@ -188,7 +195,7 @@ impl Dedicated {
                     self.downlink.tell(Event::Answered(id, refusal.map_or(Ok(()), Err)));
                 }
             }
-            Some(Origin::Publish(_) | Origin::Own) | None => {}
+            Some(Origin::Publish(..) | Origin::Own) | None => {}
         }
     }
 

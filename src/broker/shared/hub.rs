@@ -1,0 +1,604 @@
+//! The one task that asks the broker for what the sessions read: by one owner, a late UNSUBSCRIBE can't cut off who has come since.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use tokio::select;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+
+use super::Failed;
+use super::readers::{Index, Readers};
+use super::stored::{self, Answer, Found, Seekers};
+use crate::broker::Setup;
+use crate::broker::link::{Abilities, Command, Downlink, Event, Handle, Link, Opening, Queue, Ready};
+use crate::broker::signal::Bell;
+use crate::delivery::Delivery;
+use crate::metrics;
+use crate::mqtt::inflight::RequestId;
+use crate::mqtt::packet::SubscribeOptions;
+use crate::mqtt::{Qos, TopicFilter};
+use crate::wire::{Close, Contract, Refusal, Subscription};
+
+/// Requests to the broker that wait for room; over it no more are taken from sessions.
+const MAX_WAITING: usize = 256;
+/// Connections at one time that fetch stored messages.
+const MAX_FETCHES: usize = 4;
+/// Filters that one of them fetches for.
+const FILTERS_A_FETCH: usize = 64;
+
+/// A session that shares from now on.
+pub struct Newcomer {
+    /// Its name here, given once.
+    pub number: u64,
+    /// What it wants before anything else.
+    pub opening: Opening,
+    /// Where it hears.
+    pub downlink: Arc<Downlink>,
+}
+
+/// A command of a session, publishes apart.
+#[derive(Debug)]
+pub struct Asked {
+    /// Whose.
+    pub number: u64,
+    /// From then on its time runs.
+    pub made: Instant,
+    /// What.
+    pub command: Box<Command>,
+}
+
+/// What the hub listens to.
+pub struct Ends {
+    pub newcomers: mpsc::UnboundedReceiver<Newcomer>,
+    pub asked: mpsc::Receiver<Asked>,
+    pub bell: Arc<Bell>,
+    pub upstream: Link,
+    pub publishers: Vec<Handle>,
+    pub failed: Failed,
+}
+
+/// Everything that the sessions share, but for what they publish.
+pub struct Hub {
+    setup: Arc<Setup>,
+    tasks: TaskTracker,
+    closing: CancellationToken,
+    ends: Ends,
+    readers: Readers,
+    sessions: HashMap<u64, Session>,
+    /// Sessions that wait until the broker is there.
+    early: Vec<u64>,
+    /// What the broker can do, once it was reached.
+    abilities: Option<Abilities>,
+    is_up: bool,
+    /// What is asked of the broker, by filter.
+    asked: HashMap<TopicFilter, Asking>,
+    /// Requests of ours that the broker owes an answer to.
+    requests: HashMap<RequestId, Request>,
+    next_request: RequestId,
+    /// For the broker, as it has room.
+    waiting: Queue,
+    stored: Stored,
+}
+
+/// What the hub knows of a session.
+struct Session {
+    index: Index,
+    downlink: Arc<Downlink>,
+    /// Until it is open.
+    opening: Option<(Box<Opening>, Vec<Option<Result<Qos, Refusal>>>)>,
+}
+
+/// A filter as the broker knows it.
+#[derive(Default)]
+struct Asking {
+    /// The QoS that was asked for last, and what came of it when it is known.
+    qos: Qos,
+    granted: Option<Qos>,
+    /// The request that is under way.
+    request: Option<RequestId>,
+    /// Who waits for that.
+    waiting: Vec<Waiting>,
+}
+
+struct Waiting {
+    number: u64,
+    subscription: Box<Subscription>,
+    answer: To,
+}
+
+/// What a session waits for.
+#[derive(Clone, Copy)]
+enum To {
+    /// The answer to its command.
+    Request(RequestId),
+    /// That subscription of its opening.
+    Opening(usize),
+}
+
+enum Request {
+    Subscribe(TopicFilter),
+    Unsubscribe,
+    /// What was fetched may go out once all that came before it has.
+    Fence(u64),
+}
+
+/// Who waits for stored messages, and who fetches them.
+#[derive(Default)]
+struct Stored {
+    /// By filter; one that is not in the queue is being fetched.
+    seekers: HashMap<TopicFilter, Seekers>,
+    queue: VecDeque<TopicFilter>,
+    /// What each fetch has found and waits to be given out.
+    fetches: HashMap<u64, Fetch>,
+    next: u64,
+}
+
+struct Fetch {
+    filters: Vec<TopicFilter>,
+    found: Option<Found>,
+}
+
+/// Nobody needs the hub any more, or the broker does not take it.
+struct Over(Option<(Close, Option<Refusal>)>);
+
+impl Hub {
+    /// Without sessions.
+    pub fn new(setup: Arc<Setup>, tasks: TaskTracker, closing: CancellationToken, ends: Ends) -> Hub {
+        Hub {
+            setup,
+            tasks,
+            closing,
+            ends,
+            readers: Readers::default(),
+            sessions: HashMap::new(),
+            early: Vec::new(),
+            abilities: None,
+            is_up: false,
+            asked: HashMap::new(),
+            requests: HashMap::new(),
+            next_request: 0,
+            waiting: Queue::new(),
+            stored: Stored::default(),
+        }
+    }
+
+    /// Serves the sessions until the gateway drains and all have left, or the broker refuses the gateway.
+    pub async fn run(mut self) {
+        let (answers, mut found) = mpsc::channel(MAX_FETCHES);
+        let Over(why) = loop {
+            let is_closing = self.closing.is_cancelled();
+            if is_closing && self.sessions.is_empty() {
+                break Over(None);
+            }
+            let result = select! {
+                () = self.ends.upstream.downlink.to_session.raised() => self.on_upstream(),
+                numbers = self.ends.bell.rung() => {
+                    numbers.into_iter().for_each(|number| self.on_rung(number));
+                    Ok(())
+                }
+                handed = self.ends.upstream.commands.hand_over(&mut self.waiting), if !self.waiting.is_empty() => {
+                    // It said why, or it failed.
+                    handed.or_else(|()| self.on_upstream().and(Err(Over(Some((Close::Fault, None))))))
+                }
+                Some(newcomer) = self.ends.newcomers.recv() => {
+                    self.on_newcomer(newcomer);
+                    Ok(())
+                }
+                Some(asked) = self.ends.asked.recv(), if self.waiting.len() < MAX_WAITING => {
+                    self.on_asked(asked);
+                    Ok(())
+                }
+                Some(answer) = found.recv() => {
+                    self.on_found(answer);
+                    Ok(())
+                }
+                () = self.ends.failed.token.cancelled() => {
+                    Err(Over(self.ends.failed.why.lock().unwrap_or_else(PoisonError::into_inner).clone()))
+                }
+                () = self.closing.cancelled(), if !is_closing => Ok(()),
+            };
+            if let Err(over) = result {
+                break over;
+            }
+            self.begin_fetches(&answers);
+        };
+        self.end(why).await;
+    }
+
+    async fn end(mut self, why: Option<(Close, Option<Refusal>)>) {
+        self.ends.newcomers.close();
+        let (close, refusal) = why.unwrap_or((Close::NoBroker, None));
+        while let Ok(Newcomer { downlink, .. }) = self.ends.newcomers.try_recv() {
+            downlink.tell(Event::Ended(close, refusal.clone()));
+            downlink.let_go();
+        }
+        for session in self.sessions.values() {
+            session.downlink.tell(Event::Ended(close, refusal.clone()));
+            session.downlink.let_go();
+            metrics::subscriptions_changed(self.readers.subscriptions(session.index), 0);
+        }
+        let links = self.ends.publishers.iter().cloned().chain([self.ends.upstream.handle()]);
+        for link in links {
+            link.end(Close::Drain);
+            link.ended().await;
+        }
+    }
+
+    fn on_upstream(&mut self) -> Result<(), Over> {
+        let taken = self.ends.upstream.downlink.take(Some(usize::MAX));
+        let mut fences = Vec::new();
+        for event in taken.events {
+            match event {
+                // What came before it is among the deliveries.
+                Event::Answered(request, _) => fences.push(request),
+                event => self.on_event(event)?,
+            }
+        }
+        self.fan_out(taken.deliveries);
+        fences.into_iter().for_each(|request| self.on_answered(request));
+        Ok(())
+    }
+
+    fn on_event(&mut self, event: Event) -> Result<(), Over> {
+        match event {
+            Event::Ready(Ready { abilities, .. }) => {
+                self.abilities = Some(abilities);
+                self.is_up = true;
+                self.open_early();
+            }
+            Event::Subscribed(request, result) => self.on_subscribed(request, result),
+            Event::Down => {
+                self.is_up = false;
+                self.tell_open(|| Event::Down);
+            }
+            Event::Up { session_present } => {
+                self.is_up = true;
+                self.tell_open(|| Event::Up { session_present });
+                self.open_early();
+                if !session_present {
+                    // What is stored may have changed while nobody heard of it.
+                    for (number, filter) in self.readers.wanting_stored() {
+                        self.stored.seek(number, filter);
+                    }
+                }
+            }
+            Event::SubscriptionLost(filter, refusal) => self.lose(&filter, &refusal),
+            Event::Ended(close, refusal) => return Err(Over(Some((close, refusal)))),
+            // What was delivered is confirmed when it waits for its readers; publishes go elsewhere.
+            Event::SessionLost | Event::Answered(..) | Event::Overdue(..) => {}
+        }
+        Ok(())
+    }
+
+    /// Gives the messages to all who read them, and only then wakes those.
+    fn fan_out(&mut self, mut deliveries: Vec<Delivery>) {
+        if deliveries.is_empty() {
+            return;
+        }
+        // rumqttd brings stored messages with a subscription whether they are wanted or not, and flags no others.
+        let is_embedded = self.setup.is_embedded();
+        let mut receipts = Vec::new();
+        deliveries.retain(|delivery| {
+            receipts.extend(delivery.receipt);
+            !(is_embedded && delivery.rendition.message.retain)
+        });
+        deliveries.iter_mut().for_each(Delivery::detach);
+        self.stored.note(&deliveries, &self.readers);
+        let offered = self.readers.offer(&deliveries);
+        self.ends.upstream.downlink.confirm(receipts);
+        self.readers.wake(&offered);
+        for slow in offered.slow {
+            if let Some(member) = self.readers.member(slow) {
+                member.downlink.tell(Event::Ended(Close::SlowConsumer, None));
+            }
+        }
+    }
+
+    fn on_newcomer(&mut self, Newcomer { number, opening, downlink }: Newcomer) {
+        let index = self.readers.enter(number, downlink.clone());
+        let results = vec![None; opening.subscriptions.len()];
+        self.sessions.insert(number, Session { index, downlink, opening: Some((Box::new(opening), results)) });
+        if self.is_up {
+            self.open(number);
+        } else {
+            self.early.push(number);
+        }
+    }
+
+    fn open_early(&mut self) {
+        for number in std::mem::take(&mut self.early) {
+            self.open(number);
+        }
+    }
+
+    fn open(&mut self, number: u64) {
+        let Some(session) = self.sessions.get(&number) else { return };
+        let subscriptions = session.opening.as_ref().map(|(opening, _)| opening.subscriptions.clone());
+        for (index, subscription) in subscriptions.into_iter().flatten().enumerate() {
+            self.subscribe(number, Instant::now(), Box::new(subscription), To::Opening(index));
+        }
+        self.tell_if_ready(number);
+    }
+
+    fn tell_if_ready(&mut self, number: u64) {
+        let (Some(session), Some(abilities)) = (self.sessions.get_mut(&number), self.abilities) else { return };
+        let Some((opening, results)) = session.opening.take_if(|(_, results)| results.iter().all(Option::is_some)) else {
+            return;
+        };
+        session.downlink.tell(Event::Ready(Ready {
+            client_id: opening.client_id,
+            session_present: false,
+            subscriptions: results.into_iter().flatten().collect(),
+            abilities,
+        }));
+    }
+
+    /// Tells all sessions that are open.
+    fn tell_open(&self, event: impl Fn() -> Event) {
+        for session in self.sessions.values().filter(|session| session.opening.is_none()) {
+            session.downlink.tell(event());
+        }
+    }
+
+    /// A session has ended, or has to give way.
+    fn on_rung(&mut self, number: u64) {
+        let Some(session) = self.sessions.get(&number) else { return };
+        session.downlink.to_link.seen();
+        let is_ended = session.downlink.ended_by().is_some();
+        if session.downlink.is_taken_over() && !is_ended {
+            session.downlink.tell(Event::Ended(Close::TakenOver, None));
+        } else if !is_ended {
+            return;
+        }
+        let session = self.sessions.remove(&number).expect("it was there");
+        metrics::subscriptions_changed(self.readers.subscriptions(session.index), 0);
+        for filter in self.readers.leave(session.index) {
+            self.unsubscribe(&filter);
+        }
+        session.downlink.let_go();
+    }
+
+    fn on_asked(&mut self, Asked { number, made, command }: Asked) {
+        let Some(session) = self.sessions.get(&number) else { return };
+        match *command {
+            Command::Subscribe(request, subscription) => {
+                self.subscribe(number, made, Box::new(subscription), To::Request(request));
+            }
+            Command::Unsubscribe(request, filter) => {
+                let (index, downlink) = (session.index, session.downlink.clone());
+                let before = self.readers.subscriptions(index);
+                let unread = self.readers.unread(index, &filter);
+                metrics::subscriptions_changed(before, self.readers.subscriptions(index));
+                downlink.purge(&filter);
+                downlink.tell(Event::Answered(request, Ok(())));
+                if unread.is_some() {
+                    self.unsubscribe(&filter);
+                }
+            }
+            Command::Publish(..) | Command::Fence(_) => unreachable!("these take another way"),
+        }
+    }
+
+    /// Asks the broker, unless it gives as much already.
+    fn subscribe(&mut self, number: u64, made: Instant, subscription: Box<Subscription>, answer: To) {
+        let (filter, qos) = (subscription.filter.clone(), subscription.options.qos);
+        let asking = self.asked.entry(filter.clone()).or_default();
+        let is_enough = asking.qos >= qos;
+        match (asking.granted, asking.request) {
+            (Some(granted), _) if is_enough => return self.admit(number, *subscription, granted.min(qos), answer),
+            (None, Some(_)) if is_enough => {}
+            _ => {
+                asking.qos = asking.qos.max(qos);
+                asking.granted = None;
+                let request = self.next_request;
+                asking.request = Some(request);
+                let upstream = Subscription {
+                    filter: filter.clone(),
+                    // One message for all readers, flagged as it was published: what is stored is fetched for each by itself.
+                    options: SubscribeOptions {
+                        qos: asking.qos,
+                        no_local: false,
+                        retain_as_published: true,
+                        retain_handling: 2,
+                    },
+                    sid: None,
+                    contract: Contract::default(),
+                };
+                self.next_request += 1;
+                self.requests.insert(request, Request::Subscribe(filter.clone()));
+                self.waiting.push_back((made, Box::new(Command::Subscribe(request, upstream))));
+            }
+        }
+        let asking = self.asked.get_mut(&filter).expect("it was made above");
+        asking.waiting.push(Waiting { number, subscription, answer });
+    }
+
+    fn unsubscribe(&mut self, filter: &TopicFilter) {
+        if self.asked.get(filter).is_some_and(|asking| !asking.waiting.is_empty()) {
+            return;
+        }
+        self.asked.remove(filter);
+        let request = self.next_request;
+        self.next_request += 1;
+        self.requests.insert(request, Request::Unsubscribe);
+        self.waiting.push_back((Instant::now(), Box::new(Command::Unsubscribe(request, filter.clone()))));
+    }
+
+    fn on_subscribed(&mut self, request: RequestId, result: Result<Qos, Refusal>) {
+        let Some(Request::Subscribe(filter)) = self.requests.remove(&request) else { return };
+        let Some(asking) = self.asked.get_mut(&filter).filter(|asking| asking.request == Some(request)) else {
+            // A later request for more takes its place.
+            return;
+        };
+        asking.request = None;
+        asking.granted = result.as_ref().ok().copied();
+        let waiting = std::mem::take(&mut asking.waiting);
+        for Waiting { number, subscription, answer } in waiting {
+            match &result {
+                Ok(granted) => {
+                    let granted = subscription.options.qos.min(*granted);
+                    self.admit(number, *subscription, granted, answer);
+                }
+                Err(refusal) => self.answer(number, answer, Err(refusal.clone())),
+            }
+        }
+        let is_read = !self.readers.members_of(&filter).is_empty();
+        match (is_read, result) {
+            (false, Ok(_)) => self.unsubscribe(&filter),
+            (false, Err(_)) => drop(self.asked.remove(&filter)),
+            // Those who read it go on as before, with what was granted before.
+            (true, _) => {}
+        }
+    }
+
+    /// The session reads the filter from now on.
+    fn admit(&mut self, number: u64, subscription: Subscription, granted: Qos, answer: To) {
+        let Some(session) = self.sessions.get(&number) else { return };
+        let index = session.index;
+        let before = self.readers.subscriptions(index);
+        self.answer(number, answer, Ok(granted));
+        let is_new = self.readers.read(index, &subscription, granted);
+        metrics::subscriptions_changed(before, self.readers.subscriptions(index));
+        match subscription.options.retain_handling {
+            0 => self.stored.seek(number, subscription.filter),
+            1 if is_new => self.stored.seek(number, subscription.filter),
+            _ => {}
+        }
+        self.tell_if_ready(number);
+    }
+
+    fn answer(&mut self, number: u64, answer: To, result: Result<Qos, Refusal>) {
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        match answer {
+            To::Request(request) => session.downlink.tell(Event::Subscribed(request, result)),
+            To::Opening(index) => {
+                let is_refused = result.is_err();
+                if let Some((_, results)) = &mut session.opening {
+                    results[index] = Some(result);
+                }
+                if is_refused {
+                    self.tell_if_ready(number);
+                }
+            }
+        }
+    }
+
+    /// The broker did not give a subscription back after it had lost the session.
+    fn lose(&mut self, filter: &TopicFilter, refusal: &Refusal) {
+        self.asked.remove(filter);
+        for member in self.readers.members_of(filter) {
+            let before = self.readers.subscriptions(member);
+            self.readers.unread(member, filter);
+            metrics::subscriptions_changed(before, self.readers.subscriptions(member));
+            if let Some(session) = self.readers.member(member) {
+                session.downlink.purge(filter);
+                session.downlink.tell(Event::SubscriptionLost(filter.clone(), refusal.clone()));
+            }
+        }
+    }
+
+    fn begin_fetches(&mut self, answers: &mpsc::Sender<Answer>) {
+        while self.stored.fetches.len() < MAX_FETCHES && !self.stored.queue.is_empty() {
+            let count = self.stored.queue.len().min(FILTERS_A_FETCH);
+            let filters: Vec<_> = self.stored.queue.drain(..count).collect();
+            let mut wanted = Vec::new();
+            for filter in &filters {
+                let Some(seekers) = self.stored.seekers.get_mut(filter) else { continue };
+                seekers.begin();
+                let index = |number: &u64| self.sessions.get(number).map(|session| session.index);
+                let granted = |number: &u64| self.readers.granted(index(number)?, filter);
+                wanted.push((filter.clone(), seekers.served().filter_map(granted).max().unwrap_or_default()));
+            }
+            let number = self.stored.next;
+            self.stored.next += 1;
+            self.stored.fetches.insert(number, Fetch { filters, found: None });
+            let fetch = stored::fetch(self.setup.clone(), number, wanted, answers.clone());
+            self.tasks.spawn(self.closing.clone().run_until_cancelled_owned(fetch));
+        }
+    }
+
+    fn on_found(&mut self, answer: Answer) {
+        let Some(fetch) = self.stored.fetches.get_mut(&answer.fetch) else { return };
+        match answer.found {
+            Some(found) => {
+                fetch.found = Some(found);
+                let request = self.next_request;
+                self.next_request += 1;
+                self.requests.insert(request, Request::Fence(answer.fetch));
+                self.waiting.push_back((Instant::now(), Box::new(Command::Fence(request))));
+            }
+            None => {
+                let filters = std::mem::take(&mut fetch.filters);
+                self.stored.fetches.remove(&answer.fetch);
+                filters.into_iter().for_each(|filter| self.stored.end(filter));
+            }
+        }
+    }
+
+    fn on_answered(&mut self, request: RequestId) {
+        if let Some(Request::Fence(fetch)) = self.requests.remove(&request) {
+            self.give_out(fetch);
+        }
+    }
+
+    /// All that was published before the stored messages were found has come, so whoever has seen something newer is known.
+    fn give_out(&mut self, fetch: u64) {
+        let Some(Fetch { filters, found }) = self.stored.fetches.get_mut(&fetch) else { return };
+        let Some(Found { messages, go_on }) = found.take() else { return };
+        let mut receivers = Vec::new();
+        for (filter, message) in messages {
+            let Some(filter) = filters.get(filter) else { continue };
+            let Some(seekers) = self.stored.seekers.get(filter) else { continue };
+            for number in seekers.without_news(&message.rendition.message.topic) {
+                if let Some(session) = self.sessions.get(&number) {
+                    self.readers.offer_stored(session.index, filter, &message);
+                }
+            }
+        }
+        for number in filters.iter().filter_map(|filter| self.stored.seekers.get(filter)).flat_map(Seekers::served) {
+            receivers.extend(self.sessions.get(number).map(|session| session.downlink.clone()));
+        }
+        if go_on.send(receivers).is_err() {
+            warn!("a fetch of stored messages has ended half-way");
+        }
+    }
+}
+
+impl Stored {
+    /// The session has subscribed, and wants what is stored.
+    fn seek(&mut self, number: u64, filter: TopicFilter) {
+        let is_known = self.seekers.contains_key(&filter);
+        self.seekers.entry(filter.clone()).or_default().add(number);
+        if !is_known {
+            self.queue.push_back(filter);
+        }
+    }
+
+    /// Remembers which topics have news, for those who wait for what is stored there.
+    fn note(&mut self, deliveries: &[Delivery], readers: &Readers) {
+        if self.seekers.is_empty() {
+            return;
+        }
+        for delivery in deliveries {
+            for filter in readers.filters_of(delivery) {
+                if let Some(seekers) = readers.name(filter).and_then(|filter| self.seekers.get_mut(filter)) {
+                    seekers.note(&delivery.rendition.message.topic);
+                }
+            }
+        }
+    }
+
+    /// A fetch is over; who has come since waits for the next.
+    fn end(&mut self, filter: TopicFilter) {
+        let Some(seekers) = self.seekers.get_mut(&filter) else { return };
+        if seekers.end() {
+            self.seekers.remove(&filter);
+        } else {
+            self.queue.push_back(filter);
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! Who reads what of that which all sessions share, and the deliveries that a message makes for them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::broker::link::Downlink;
+use crate::delivery::{self, Delivery, Rendition, subscription_id};
+use crate::mqtt::{Message, Qos, TopicFilter};
+use crate::wire::{Contract, Format, Priority, Subscription};
+
+/// A place in [`Readers`], given again when it is free.
+pub type Index = usize;
+
+/// Sessions, the filters they read, and which reads which.
+#[derive(Default)]
+pub struct Readers {
+    members: Places<Member>,
+    filters: Places<Filter>,
+    by_filter: HashMap<TopicFilter, Index>,
+    by_id: HashMap<u32, SmallVec<[Index; 1]>>,
+}
+
+/// A session.
+pub struct Member {
+    /// Its name, given once.
+    number: u64,
+    /// Where its deliveries go.
+    pub downlink: Arc<Downlink>,
+    subscriptions: SmallVec<[Own; 1]>,
+}
+
+/// One of a session's subscriptions.
+struct Own {
+    filter: Index,
+    /// Where in the filter's readers.
+    at: usize,
+    retain_handling: u8,
+}
+
+/// A filter and its readers.
+pub struct Filter {
+    /// What is asked of the broker.
+    pub filter: TopicFilter,
+    readers: Vec<Reader>,
+}
+
+/// One session's reading of a filter.
+struct Reader {
+    member: Index,
+    downlink: Arc<Downlink>,
+    contract: Contract,
+    reader: delivery::subscriptions::Reader,
+    granted: Qos,
+    retain_as_published: bool,
+}
+
+/// Who has to hear what came of a message.
+#[derive(Debug, Default)]
+pub struct Offered {
+    /// Filters whose readers have something new.
+    filters: Vec<Index>,
+    /// Sessions whose queues are over their bound with what can't be dropped.
+    pub slow: Vec<Index>,
+}
+
+impl Readers {
+    /// Gives what one read of the broker brought to all who read it. Nobody is woken yet.
+    pub fn offer(&self, deliveries: &[Delivery]) -> Offered {
+        let mut offered = Offered::default();
+        // Of a stream one message follows the other: each reader's queue is looked at once for all of them.
+        for run in deliveries.chunk_by(|one, next| one.readers == next.readers) {
+            match self.filters_of(&run[0]).as_slice() {
+                [] => {}
+                [only] => self.offer_to(*only, run, &mut offered),
+                several => run.iter().for_each(|delivery| self.offer_to_each(several, delivery, &mut offered)),
+            }
+        }
+        offered
+    }
+
+    /// Wakes who has something new.
+    pub fn wake(&self, offered: &Offered) {
+        for filter in &offered.filters {
+            let readers = self.filters.get(*filter).map_or(&[][..], |filter| &filter.readers);
+            readers.iter().for_each(|reader| reader.downlink.to_session.raise());
+        }
+    }
+
+    /// The filters that a delivery of the broker is for.
+    pub fn filters_of(&self, delivery: &Delivery) -> SmallVec<[Index; 2]> {
+        let topic = &delivery.rendition.message.topic;
+        let of_id = |reader: &delivery::subscriptions::Reader| self.by_id.get(&reader.id).into_iter().flatten().copied();
+        let matches = |index: &Index| self.filters.get(*index).is_some_and(|filter| filter.filter.matches(topic));
+        delivery.readers.iter().flat_map(of_id).filter(matches).collect()
+    }
+
+    /// Most filters stand alone: then whoever reads it gets one frame.
+    fn offer_to(&self, index: Index, run: &[Delivery], offered: &mut Offered) {
+        let Some(filter) = self.filters.get(index) else { return };
+        let mut forms = Vec::new();
+        for reader in &filter.readers {
+            let renditions = form(&mut forms, reader.form(), run);
+            let deliveries = run.iter().zip(renditions).map(|(delivery, rendition)| Delivery {
+                rendition: rendition.clone(),
+                contract: reader.contract,
+                readers: SmallVec::from_buf([reader.reader]),
+                msgid: delivery.msgid.clone().filter(|_| rendition.message.qos > Qos::AtMostOnce),
+                dup: delivery.dup,
+                receipt: None,
+            });
+            if !reader.downlink.offer_or_drop(deliveries) {
+                offered.slow.push(reader.member);
+            }
+        }
+        offered.touch(index);
+    }
+
+    /// A session that reads several of the filters gets a frame for each contract.
+    fn offer_to_each(&self, indexes: &[Index], delivery: &Delivery, offered: &mut Offered) {
+        let mut readers: Vec<&Reader> =
+            indexes.iter().filter_map(|index| self.filters.get(*index)).flat_map(|filter| &filter.readers).collect();
+        readers.sort_by_key(|reader| reader.member);
+        let mut forms = Vec::new();
+        for own in readers.chunk_by(|one, other| one.member == other.member) {
+            let [first, ..] = own else { continue };
+            let deliveries = targets(own).into_iter().enumerate().map(|(number, (contract, carrier, readers))| {
+                let rendition = form(&mut forms, carrier.form(), std::slice::from_ref(delivery))[0].clone();
+                let msgid = delivery.msgid.as_ref().filter(|_| rendition.message.qos > Qos::AtMostOnce);
+                Delivery {
+                    rendition,
+                    contract,
+                    readers,
+                    msgid: msgid.map(|msgid| if number == 0 { msgid.clone() } else { format!("{msgid}-{number}").into() }),
+                    dup: delivery.dup,
+                    receipt: None,
+                }
+            });
+            if !first.downlink.offer_or_drop(deliveries) {
+                offered.slow.push(first.member);
+            }
+        }
+        indexes.iter().for_each(|index| offered.touch(*index));
+    }
+
+    /// Gives a stored message to one session that has just subscribed, for that subscription alone.
+    pub fn offer_stored(&self, member: Index, filter: &TopicFilter, found: &Delivery) {
+        let Some(reader) = self.reader(member, filter) else { return };
+        let mut forms = Vec::new();
+        let as_stored = Form { retain_as_published: true, ..reader.form() };
+        let rendition = form(&mut forms, as_stored, std::slice::from_ref(found))[0].clone();
+        let msgid = found.msgid.clone().filter(|_| rendition.message.qos > Qos::AtMostOnce);
+        let delivery = Delivery {
+            rendition,
+            contract: reader.contract,
+            readers: SmallVec::from_buf([reader.reader]),
+            msgid,
+            dup: false,
+            receipt: None,
+        };
+        reader.downlink.offer_or_drop([delivery].into_iter());
+        reader.downlink.to_session.raise();
+    }
+
+    /// A new session.
+    pub fn enter(&mut self, number: u64, downlink: Arc<Downlink>) -> Index {
+        self.members.add(Member { number, downlink, subscriptions: SmallVec::new() })
+    }
+
+    /// The session leaves; gives back the filters that nobody reads any more.
+    pub fn leave(&mut self, member: Index) -> Vec<TopicFilter> {
+        let Some(gone) = self.members.get(member) else { return Vec::new() };
+        let filters: Vec<_> = gone.subscriptions.iter().map(|own| own.filter).collect();
+        let unread = filters.into_iter().filter_map(|filter| self.end(member, filter)).collect();
+        self.members.remove(member);
+        unread
+    }
+
+    /// Someone reads a filter from now on, in the place of an earlier reading of it. Says whether it is new to the session.
+    pub fn read(&mut self, member: Index, subscription: &Subscription, granted: Qos) -> bool {
+        let index = self.filter(&subscription.filter);
+        let Some(session) = self.members.get_mut(member) else { return false };
+        let filter = self.filters.get_mut(index).expect("it was found, or made");
+        let reader = Reader {
+            member,
+            downlink: session.downlink.clone(),
+            contract: subscription.contract,
+            reader: delivery::subscriptions::Reader { id: subscription_id(&subscription.filter), sid: subscription.sid },
+            granted,
+            retain_as_published: subscription.options.retain_as_published,
+        };
+        let retain_handling = subscription.options.retain_handling;
+        match session.subscriptions.iter_mut().find(|own| own.filter == index) {
+            Some(own) => {
+                own.retain_handling = retain_handling;
+                filter.readers[own.at] = reader;
+                false
+            }
+            None => {
+                session.subscriptions.push(Own { filter: index, at: filter.readers.len(), retain_handling });
+                filter.readers.push(reader);
+                true
+            }
+        }
+    }
+
+    /// The session reads the filter no more. Gives back the filter if it was the last.
+    pub fn unread(&mut self, member: Index, filter: &TopicFilter) -> Option<TopicFilter> {
+        let index = *self.by_filter.get(filter)?;
+        self.end(member, index)
+    }
+
+    fn end(&mut self, member: Index, index: Index) -> Option<TopicFilter> {
+        let session = self.members.get_mut(member)?;
+        let place = session.subscriptions.iter().position(|own| own.filter == index)?;
+        let Own { at, .. } = session.subscriptions.swap_remove(place);
+        let filter = self.filters.get_mut(index)?;
+        filter.readers.swap_remove(at);
+        if let Some(moved) = filter.readers.get(at).map(|reader| reader.member)
+            && let Some(session) = self.members.get_mut(moved)
+            && let Some(own) = session.subscriptions.iter_mut().find(|own| own.filter == index)
+        {
+            own.at = at;
+        }
+        let filter = self.filters.get_mut(index)?;
+        if !filter.readers.is_empty() {
+            return None;
+        }
+        let filter = self.filters.remove(index)?.filter;
+        self.by_filter.remove(&filter);
+        let id = subscription_id(&filter);
+        if let Some(same) = self.by_id.get_mut(&id) {
+            same.retain(|other| *other != index);
+            if same.is_empty() {
+                self.by_id.remove(&id);
+            }
+        }
+        Some(filter)
+    }
+
+    /// The place of a filter, which is made if there is none.
+    fn filter(&mut self, filter: &TopicFilter) -> Index {
+        if let Some(index) = self.by_filter.get(filter) {
+            return *index;
+        }
+        let index = self.filters.add(Filter { filter: filter.clone(), readers: Vec::new() });
+        self.by_filter.insert(filter.clone(), index);
+        self.by_id.entry(subscription_id(filter)).or_default().push(index);
+        index
+    }
+
+    fn reader(&self, member: Index, filter: &TopicFilter) -> Option<&Reader> {
+        let index = *self.by_filter.get(filter)?;
+        let own = self.members.get(member)?.subscriptions.iter().find(|own| own.filter == index)?;
+        self.filters.get(index)?.readers.get(own.at)
+    }
+
+    /// The session at a place.
+    pub fn member(&self, member: Index) -> Option<&Member> {
+        self.members.get(member)
+    }
+
+    /// Who reads a filter.
+    pub fn members_of(&self, filter: &TopicFilter) -> Vec<Index> {
+        let index = self.by_filter.get(filter);
+        let filter = index.and_then(|index| self.filters.get(*index));
+        filter.map_or_else(Vec::new, |filter| filter.readers.iter().map(|reader| reader.member).collect())
+    }
+
+    /// Who reads what and wants stored messages whenever the broker has been asked for it.
+    pub fn wanting_stored(&self) -> Vec<(u64, TopicFilter)> {
+        let of_member = |session: &Member| {
+            let wanting = session.subscriptions.iter().filter(|own| own.retain_handling == 0);
+            let filters = wanting.filter_map(|own| self.filters.get(own.filter));
+            filters.map(|filter| (session.number, filter.filter.clone())).collect::<Vec<_>>()
+        };
+        self.members.iter().flat_map(of_member).collect()
+    }
+
+    /// What a session was granted for a filter, if it reads it.
+    pub fn granted(&self, member: Index, filter: &TopicFilter) -> Option<Qos> {
+        self.reader(member, filter).map(|reader| reader.granted)
+    }
+
+    /// The filter at a place.
+    pub fn name(&self, filter: Index) -> Option<&TopicFilter> {
+        self.filters.get(filter).map(|filter| &filter.filter)
+    }
+
+    /// How many subscriptions a session has.
+    pub fn subscriptions(&self, member: Index) -> usize {
+        self.members.get(member).map_or(0, |session| session.subscriptions.len())
+    }
+}
+
+impl Offered {
+    fn touch(&mut self, filter: Index) {
+        if !self.filters.contains(&filter) {
+            self.filters.push(filter);
+        }
+    }
+}
+
+/// What of a reading decides how a message is encoded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Form {
+    format: Format,
+    granted: Qos,
+    retain_as_published: bool,
+}
+
+impl Reader {
+    fn form(&self) -> Form {
+        Form {
+            format: self.contract.format,
+            granted: self.granted,
+            retain_as_published: self.retain_as_published,
+        }
+    }
+}
+
+/// The messages in this form, made once for all who want it.
+fn form<'a>(forms: &'a mut Vec<(Form, Vec<Arc<Rendition>>)>, form: Form, of: &[Delivery]) -> &'a [Arc<Rendition>] {
+    let known = forms.iter().position(|(other, _)| *other == form);
+    let at = known.unwrap_or_else(|| {
+        let renditions = of.iter().map(|delivery| {
+            let Rendition { message, timestamp, received, .. } = &*delivery.rendition;
+            let message = Message {
+                qos: message.qos.min(form.granted),
+                retain: message.retain && form.retain_as_published,
+                ..message.clone()
+            };
+            Arc::new(Rendition::new(message, form.format, *timestamp, *received))
+        });
+        forms.push((form, renditions.collect()));
+        forms.len() - 1
+    });
+    &forms[at].1
+}
+
+type Target<'a> = (Contract, &'a Reader, SmallVec<[delivery::subscriptions::Reader; 1]>);
+
+/// One target for each distinct contract of a session's readings, and of these the one with the highest QoS.
+fn targets<'a>(readers: &[&'a Reader]) -> SmallVec<[Target<'a>; 2]> {
+    let mut targets: SmallVec<[Target; 2]> = SmallVec::new();
+    for reader in readers {
+        match targets.iter_mut().find(|(contract, ..)| *contract == reader.contract) {
+            Some((_, carrier, readers)) => {
+                if reader.granted > carrier.granted {
+                    *carrier = reader;
+                }
+                readers.push(reader.reader);
+            }
+            None => targets.push((reader.contract, reader, SmallVec::from_buf([reader.reader]))),
+        }
+    }
+    targets.sort_by_key(|(contract, ..)| (contract.priority != Priority::Normal, *contract));
+    targets
+}
+
+/// Values at places that are given again.
+struct Places<T> {
+    places: Vec<Option<T>>,
+    free: Vec<Index>,
+}
+
+impl<T> Default for Places<T> {
+    fn default() -> Places<T> {
+        Places { places: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Places<T> {
+    fn add(&mut self, value: T) -> Index {
+        match self.free.pop() {
+            Some(index) => {
+                self.places[index] = Some(value);
+                index
+            }
+            None => {
+                self.places.push(Some(value));
+                self.places.len() - 1
+            }
+        }
+    }
+
+    fn remove(&mut self, index: Index) -> Option<T> {
+        let value = self.places.get_mut(index)?.take()?;
+        self.free.push(index);
+        Some(value)
+    }
+
+    fn get(&self, index: Index) -> Option<&T> {
+        self.places.get(index)?.as_ref()
+    }
+
+    fn get_mut(&mut self, index: Index) -> Option<&mut T> {
+        self.places.get_mut(index)?.as_mut()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        self.places.iter().flatten()
+    }
+}
