@@ -33,9 +33,9 @@ use crate::mqtt::packet::Connect;
 use crate::wire::{Refusal, Will};
 
 use budget::Budget;
+use embedded::{Embedded, EmbeddedError};
 use shared::Shared;
 use signal::Raise;
-use embedded::{Embedded, EmbeddedError};
 
 /// Requests that a session may hand over before it waits.
 const COMMANDS: usize = 32;

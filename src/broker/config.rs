@@ -23,9 +23,9 @@ pub struct Config {
     pub url: BrokerUrl,
     /// Whether each session has an MQTT client of its own.
     pub upstream: Upstream,
-    /// With a shared upstream, the connections that take what sessions publish.
+    /// With a shared upstream, the connections that the sessions are spread over.
     #[serde(deserialize_with = "units::count")]
-    pub publish_connections: NonZeroUsize,
+    pub connections: NonZeroUsize,
     /// The name the gateway gives to the broker.
     pub username: Option<String>,
     /// The password the gateway gives to the broker, from here or from `password_file`.
@@ -76,7 +76,7 @@ impl Default for Config {
         Self {
             url: BrokerUrl::default(),
             upstream: Upstream::PerSession,
-            publish_connections: const { NonZeroUsize::new(2).unwrap() },
+            connections: const { NonZeroUsize::new(2).unwrap() },
             username: None,
             password: None,
             password_file: None,

@@ -154,12 +154,7 @@ struct Clock {
 }
 
 impl Dedicated {
-    fn new(
-        setup: Arc<Setup>,
-        opening: Opening,
-        downlink: Arc<Downlink>,
-        commands: mpsc::Receiver<Order>,
-    ) -> Dedicated {
+    fn new(setup: Arc<Setup>, opening: Opening, downlink: Arc<Downlink>, commands: mpsc::Receiver<Order>) -> Dedicated {
         metrics::link_changed(None, Some(LinkState::Down));
         let opened = vec![None; opening.subscriptions.len()];
         Dedicated {
@@ -558,6 +553,8 @@ impl Dedicated {
         if let Some(close) = self.downlink.ended_by()
             && self.end.is_none()
         {
+            // The gateway keeps the other end of its own links, and ends them when nobody is left to ask anything.
+            self.is_hung_up |= self.opening.owner == Owner::Gateway;
             self.begin_end(close, is_online);
         }
     }
@@ -815,6 +812,7 @@ mod tests {
             ack: Ack::Auto,
             max_inflight: 1,
             owner: Owner::Browser,
+            is_named: true,
         };
         let downlink = Downlink::new(Default::default(), Arc::default(), Default::default());
         let (_commands, receiver) = mpsc::channel(1);

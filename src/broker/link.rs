@@ -38,6 +38,8 @@ pub struct Opening {
     pub max_inflight: u16,
     /// Whose session it is at the broker.
     pub owner: Owner,
+    /// The client chose the identifier, so the broker may know it already.
+    pub is_named: bool,
 }
 
 impl Opening {
@@ -143,6 +145,8 @@ pub enum Event {
     SubscriptionLost(TopicFilter, Refusal),
     /// The broker's side gives the session up.
     Ended(Close, Option<Refusal>),
+    /// When all that waits here is taken, the session goes on over another link.
+    Moved(Box<Link>),
 }
 
 /// The broker's answer to [`Opening`].
@@ -228,6 +232,13 @@ pub struct Link {
     pub downlink: Arc<Downlink>,
 }
 
+/// The same link, not one that is alike.
+impl PartialEq for Link {
+    fn eq(&self, other: &Link) -> bool {
+        Arc::ptr_eq(&self.downlink, &other.downlink)
+    }
+}
+
 impl Link {
     /// A handle for those who may have to end the link from outside.
     pub fn handle(&self) -> Handle {
@@ -249,8 +260,14 @@ impl Handle {
 
     /// Somebody else connects with this link's client identifier: the link gives way.
     pub fn take_over(&self) {
-        self.downlink.lock().taken_over = true;
+        let mut state = self.downlink.lock();
+        state.taken_over = true;
+        let successor = state.successor.clone();
+        drop(state);
         self.downlink.to_link.raise();
+        if let Some(downlink) = successor {
+            Handle { downlink }.take_over();
+        }
     }
 
     /// The session has ended so, and hangs up: what it asked before is finished first. Waits for no room among the commands.
@@ -260,8 +277,12 @@ impl Handle {
         // What waits is forgotten; what was not confirmed stays with the broker.
         state.phase = Phase::Ended;
         state.forget(&self.downlink.budget);
+        let successor = state.successor.clone();
         drop(state);
         self.downlink.to_link.raise();
+        if let Some(downlink) = successor {
+            Handle { downlink }.end(close);
+        }
     }
 
     /// The gateway drains: what the link still waits for, a delayed will say, is left to the broker.
@@ -315,6 +336,8 @@ struct State {
     taken_over: bool,
     ended_by: Option<Close>,
     abandoned: bool,
+    /// The session has moved, and is told there what it is told here.
+    successor: Option<Arc<Downlink>>,
     /// Deliveries as the gauge knows them.
     counted: usize,
     /// Bytes as the budget knows them.
@@ -371,6 +394,10 @@ impl Downlink {
     /// Link: tells the session something. Events are as many as the session's requests, and a few.
     pub fn tell(&self, event: Event) {
         let mut state = self.lock();
+        if let Some(successor) = state.successor.clone() {
+            drop(state);
+            return successor.tell(event);
+        }
         if state.phase == Phase::Opening && matches!(event, Event::Ready(_)) {
             state.phase = Phase::Open;
         }
@@ -446,6 +473,51 @@ impl Downlink {
             state.account(&self.budget);
         }
         may_read
+    }
+
+    /// Another one for the same session.
+    pub(super) fn like(&self, to_link: Raise) -> Arc<Downlink> {
+        Downlink::new(self.config.clone(), self.budget.clone(), to_link)
+    }
+
+    /// Shared link: the session goes on over that link. What it is told here from now on, it is told there.
+    pub(super) fn move_to(&self, link: Link) {
+        let successor = link.downlink.clone();
+        let mut state = self.lock();
+        state.events.push_back(Event::Moved(Box::new(link)));
+        state.successor = Some(successor.clone());
+        let (ended_by, taken_over) = (state.ended_by, state.taken_over);
+        drop(state);
+        self.to_session.raise();
+        let handle = Handle { downlink: successor };
+        if taken_over {
+            handle.take_over();
+        }
+        if let Some(close) = ended_by {
+            handle.end(close);
+        }
+    }
+
+    /// Takes the first event of a kind, and leaves all others.
+    pub(super) fn take_event(&self, is_wanted: impl Fn(&Event) -> bool) -> Option<Event> {
+        let events = &mut self.lock().events;
+        let at = events.iter().position(is_wanted)?;
+        events.remove(at)
+    }
+
+    /// Looks at what waits.
+    pub(super) fn look<T>(&self, at: impl FnOnce(&Outbox) -> T) -> T {
+        at(&self.lock().outbox)
+    }
+
+    /// Leaves out of what waits what has come another way; that counts as delivered.
+    pub(super) fn retain(&self, keep: impl FnMut(&Delivery) -> bool) {
+        let mut state = self.lock();
+        let receipts = state.outbox.retain(keep);
+        state.confirmations.extend(receipts);
+        state.account(&self.budget);
+        drop(state);
+        self.to_link.raise();
     }
 
     /// Link: what the session has confirmed since this was last asked.

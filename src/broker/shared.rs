@@ -1,31 +1,38 @@
-//! A few connections to the broker for all sessions, where `broker.upstream` is `"shared"`: one brings the messages, others take
-//! what is published.
+//! A few connections to the broker for all sessions, where `broker.upstream` is `"shared"`. Each serves its part of the sessions.
 //!
-//! [`hub`] is the task that owns the first; [`readers`] says who reads what; [`stored`] asks for stored messages on connections of
+//! [`hub`] is the task that owns one of them; [`readers`] says who reads what; [`stored`] asks for stored messages on connections of
 //! its own, so that they come to those alone who have just subscribed.
 
 mod hub;
+mod moving;
 mod readers;
 mod stored;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rand::Rng;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::SendError;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::hub::{Asked, Hub, Newcomer};
 use super::budget::Budget;
+use super::connection::Connection;
 use super::link::{self, Command, Downlink, Event, Handle, Link, Opening, Order, Owner, Queue};
 use super::signal::{Bell, Raise};
-use super::{Setup, dedicated};
+use super::{Setup, dedicated, rules};
 use crate::delivery;
+use crate::mqtt::packet::{self, Connect};
 use crate::wire::{Ack, Close, Refusal};
 
 /// Subscribes and unsubscribes of all sessions that may wait for the hub.
 const ASKED: usize = 256;
+/// Between two tries to make the broker forget a client, at most.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(15);
 
 /// What the sessions share.
 pub(super) struct Shared {
@@ -34,27 +41,30 @@ pub(super) struct Shared {
     tasks: TaskTracker,
     closing: CancellationToken,
     next: AtomicU64,
-    running: Mutex<Option<Running>>,
+    /// As many as there are connections, each from its first session on.
+    hubs: Box<[Mutex<Option<Running>>]>,
 }
 
-/// The ends of the tasks that sessions talk to.
+/// The ends of a hub that sessions talk to.
 struct Running {
     newcomers: mpsc::UnboundedSender<Newcomer>,
     bell: Arc<Bell>,
-    commands: Lines,
+    lines: Lines,
 }
 
 /// Where commands go, by their kind.
 #[derive(Clone, Debug)]
 struct Lines {
     hub: mpsc::Sender<Asked>,
-    publishers: Arc<[mpsc::Sender<Order>]>,
+    /// The connection itself takes what is published.
+    link: mpsc::Sender<Order>,
 }
 
 impl Shared {
-    /// Connects when the first session comes.
+    /// Connects when the first sessions come.
     pub fn new(setup: Arc<Setup>, budget: Arc<Budget>, tasks: TaskTracker, closing: CancellationToken) -> Shared {
-        Shared { setup, budget, tasks, closing, next: AtomicU64::new(0), running: Mutex::new(None) }
+        let hubs = (0..setup.config.connections.get()).map(|_| Mutex::new(None)).collect();
+        Shared { setup, budget, tasks, closing, next: AtomicU64::new(0), hubs }
     }
 
     /// A place among those who share; a link of the same client identifier gives way.
@@ -62,48 +72,31 @@ impl Shared {
         if let Some(predecessor) = predecessor {
             predecessor.take_over();
         }
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = match &mut *running {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut hub = self.hubs[number as usize % self.hubs.len()].lock().unwrap_or_else(PoisonError::into_inner);
+        let running = match &mut *hub {
             Some(running) if !running.newcomers.is_closed() => running,
-            // The broker had refused them for good, as far as could be known.
+            // The broker had refused it for good, as far as could be known.
             ended => ended.insert(self.start()),
         };
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let downlink = Downlink::new(delivery, self.budget.clone(), Raise::among(running.bell.clone(), number));
-        let commands = Commands { number, lines: running.commands.clone(), downlink: downlink.clone() };
+        let commands = Commands { number, lines: running.lines.clone(), downlink: downlink.clone() };
+        let (newcomers, setup) = (running.newcomers.clone(), self.setup.clone());
         let newcomer = Newcomer { number, opening, downlink: downlink.clone() };
-        if running.newcomers.send(newcomer).is_err() {
-            downlink.tell(Event::Ended(Close::NoBroker, Some(Refusal::broker_unavailable())));
-            downlink.let_go();
+        if newcomer.opening.is_named {
+            self.tasks.spawn(async move {
+                forget(&setup, &newcomer.opening.client_id, &newcomer.downlink).await;
+                enter(&newcomers, newcomer);
+            });
+        } else {
+            enter(&newcomers, newcomer);
         }
         Link { commands: link::Commands::Shared(commands), downlink }
     }
 
     fn start(&self) -> Running {
-        let name = format!("tidegate-{:016x}", rand::rng().random::<u64>());
-        let (newcomers, coming) = mpsc::unbounded_channel();
-        let (hub, asked) = mpsc::channel(ASKED);
-        let bell = Arc::<Bell>::default();
-        let failed = Failed::default();
-        let links: Vec<_> = (1..=self.setup.config.publish_connections.get())
-            .map(|number| self.link(format!("{name}-publish-{number}")))
-            .collect();
-        let publishers: Arc<[_]> = links.iter().map(|(orders, _)| orders.clone()).collect();
-        let handles = links.iter().map(|(_, downlink)| Handle::of(downlink.clone())).collect();
-        for (_, downlink) in links {
-            self.tasks.spawn(watch(downlink, failed.clone()));
-        }
-        let (orders, downlink) = self.link(format!("{name}-read"));
-        let upstream = Link { commands: link::Commands::Own(orders), downlink };
-        let ends = hub::Ends { newcomers: coming, asked, bell: bell.clone(), upstream, publishers: handles, failed };
-        self.tasks.spawn(Hub::new(self.setup.clone(), self.tasks.clone(), self.closing.clone(), ends).run());
-        Running { newcomers, bell, commands: Lines { hub, publishers } }
-    }
-
-    /// A connection of the gateway's own, restored like a session's.
-    fn link(&self, client_id: String) -> (mpsc::Sender<Order>, Arc<Downlink>) {
         let opening = Opening {
-            client_id,
+            client_id: format!("tidegate-shared-{:016x}", rand::rng().random::<u64>()),
             clean: true,
             session_expiry: 0,
             will: None,
@@ -111,35 +104,53 @@ impl Shared {
             ack: Ack::Manual,
             max_inflight: u16::MAX,
             owner: Owner::Gateway,
+            is_named: false,
         };
         let downlink = Downlink::new(delivery::Config::default(), self.budget.clone(), Raise::default());
-        let (orders, receiver) = mpsc::channel(super::COMMANDS);
+        let (link, receiver) = mpsc::channel(super::COMMANDS);
         self.tasks.spawn(dedicated::run(self.setup.clone(), opening, downlink.clone(), receiver, None));
-        (orders, downlink)
+        let upstream = Link { commands: link::Commands::Own(link.clone()), downlink };
+        let (newcomers, coming) = mpsc::unbounded_channel();
+        let (hub, asked) = mpsc::channel(ASKED);
+        let bell = Arc::<Bell>::default();
+        let ends = hub::Ends { newcomers: coming, asked, bell: bell.clone(), upstream };
+        self.tasks.spawn(Hub::new(self.setup.clone(), self.tasks.clone(), self.closing.clone(), ends).run());
+        Running { newcomers, bell, lines: Lines { hub, link } }
     }
 }
 
-/// Why a connection for publishing has ended for good, once one has.
-#[derive(Clone, Default)]
-struct Failed {
-    token: CancellationToken,
-    why: Arc<Mutex<Option<(Close, Option<Refusal>)>>>,
-}
-
-/// Sees a connection for publishing to its end; who published hears of the rest by itself.
-async fn watch(downlink: Arc<Downlink>, failed: Failed) {
-    loop {
-        downlink.to_session.raised().await;
-        for event in downlink.take_events() {
-            if let Event::Ended(close, refusal) = event {
-                *failed.why.lock().unwrap_or_else(PoisonError::into_inner) = Some((close, refusal));
-                failed.token.cancel();
+/// Makes the broker forget what it keeps of a client, as one that starts clean wants it, and others of that name give way.
+async fn forget(setup: &Setup, client_id: &str, downlink: &Downlink) {
+    let escaped = if setup.is_embedded() { rules::client_id(client_id) } else { client_id.to_owned() };
+    let mut attempts = 0;
+    while downlink.ended_by().is_none() {
+        let (target, connect) = (setup.target(), Connect { client_id: &escaped, ..setup.connect() });
+        match timeout(setup.config.connect_timeout, Connection::open(&target, &connect)).await {
+            Ok(Ok((mut connection, _))) => {
+                if !setup.is_embedded() {
+                    packet::write_disconnect(&mut connection.outbound, 0);
+                }
+                let _ = timeout(setup.config.connect_timeout, async {
+                    while !connection.outbound.is_empty() && connection.turn(false).await.is_ok() {}
+                    connection.finish().await;
+                })
+                .await;
                 return;
             }
+            Ok(Err(lost)) if lost.is_final() => return,
+            Ok(Err(_)) | Err(_) => {
+                attempts += 1;
+                let part = rand::rng().random();
+                sleep(dedicated::back_off(attempts, LONGEST_BACK_OFF, part)).await;
+            }
         }
-        if downlink.ended_by().is_some() {
-            return;
-        }
+    }
+}
+
+fn enter(newcomers: &mpsc::UnboundedSender<Newcomer>, newcomer: Newcomer) {
+    if let Err(SendError(Newcomer { downlink, .. })) = newcomers.send(newcomer) {
+        downlink.tell(Event::Ended(Close::NoBroker, Some(Refusal::broker_unavailable())));
+        downlink.let_go();
     }
 }
 
@@ -157,9 +168,7 @@ impl Commands {
         match queue.front() {
             None => {}
             Some((_, next)) if matches!(**next, Command::Publish(..)) => {
-                // Always the same one: what one session publishes keeps its order.
-                let publishers = &self.lines.publishers;
-                let permit = publishers[self.number as usize % publishers.len()].reserve().await.map_err(drop)?;
+                let permit = self.lines.link.reserve().await.map_err(drop)?;
                 if let Some((made, command)) = queue.pop_front() {
                     permit.send(Order { made, command, from: Some(self.downlink.clone()) });
                 }

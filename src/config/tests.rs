@@ -170,7 +170,7 @@ fn full() -> Config {
     let broker = broker::Config {
         url: default.url,
         upstream: default.upstream,
-        publish_connections: default.publish_connections,
+        connections: default.connections,
         username: Some("a name".to_owned()),
         password: secret(),
         password_file: file(),

@@ -138,10 +138,29 @@ impl Outbox {
     pub fn purge(&mut self, subscription: u32) -> Vec<Receipt> {
         let mut receipts = Vec::new();
         for lane in &mut self.lanes {
-            lane.purge(subscription, &mut receipts);
+            lane.retain(&mut receipts, |delivery| {
+                let before = delivery.readers.len();
+                delivery.readers.retain(|reader| reader.id != subscription);
+                before == 0 || !delivery.readers.is_empty()
+            });
         }
-        self.bytes = self.lanes.iter().flat_map(|lane| &lane.deliveries).map(Delivery::size).sum();
+        self.bytes = self.iter().map(Delivery::size).sum();
         receipts
+    }
+
+    /// Leaves out what is not to be kept; the receipts of that are to be confirmed.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Delivery) -> bool) -> Vec<Receipt> {
+        let mut receipts = Vec::new();
+        for lane in &mut self.lanes {
+            lane.retain(&mut receipts, |delivery| keep(delivery));
+        }
+        self.bytes = self.iter().map(Delivery::size).sum();
+        receipts
+    }
+
+    /// All that waits, what goes first first.
+    pub fn iter(&self) -> impl Iterator<Item = &Delivery> {
+        self.lanes.iter().flat_map(|lane| &lane.deliveries)
     }
 
     /// The broker has lost the session: what it delivered can no longer be confirmed.
@@ -240,16 +259,14 @@ impl Lane {
         delivery.size()
     }
 
-    fn purge(&mut self, subscription: u32, receipts: &mut Vec<Receipt>) {
+    fn retain(&mut self, receipts: &mut Vec<Receipt>, mut keep: impl FnMut(&mut Delivery) -> bool) {
         self.detach();
         self.deliveries.retain_mut(|delivery| {
-            let before = delivery.readers.len();
-            delivery.readers.retain(|reader| reader.id != subscription);
-            let leaves = before > 0 && delivery.readers.is_empty();
-            if leaves {
+            let stays = keep(delivery);
+            if !stays {
                 receipts.extend(delivery.receipt);
             }
-            !leaves
+            stays
         });
         let count = |kind| self.deliveries.iter().filter(|delivery| delivery.kind() == Some(kind)).count();
         self.droppable = [Kind::Live, Kind::Stored].map(count);

@@ -38,6 +38,16 @@ impl Roster {
         (link, Place { client_id, number })
     }
 
+    /// The session goes on over another link; a successor keeps its place.
+    pub fn moved(&self, place: &Place, handle: Handle) {
+        let mut links = self.lock();
+        if let Some((number, old)) = links.by_client.get_mut(&place.client_id)
+            && *number == place.number
+        {
+            *old = handle;
+        }
+    }
+
     /// The link has ended; a successor keeps its place.
     pub fn leave(&self, place: &Place) {
         let mut links = self.lock();

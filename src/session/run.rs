@@ -136,6 +136,7 @@ async fn serve<S: Socket>(
         ack: auth.ack,
         max_inflight: u16::try_from(settings.session.max_inflight.get()).unwrap_or(u16::MAX),
         owner: Owner::Browser,
+        is_named: auth.client_id.is_some(),
     };
     let (link, place) = context.roster.open(&context.broker, opening, settings.delivery.clone());
     let mut attached = Attached {
@@ -310,7 +311,12 @@ impl Attached {
 struct Open<'a, S: Socket> {
     peer: &'a mut Peer<S>,
     state: State,
-    link: &'a Link,
+    link: &'a mut Link,
+    place: Option<&'a Place>,
+    /// Where the session goes on when all that waits on this link is taken.
+    next_link: Option<Box<Link>>,
+    /// What was asked by an earlier link is not all answered.
+    is_settling: bool,
     context: &'a Context,
     settings: &'a Settings,
     /// For the broker's side, as it has room.
@@ -334,12 +340,15 @@ struct Batch {
 }
 
 impl<'a, S: Socket> Open<'a, S> {
-    fn new(peer: &'a mut Peer<S>, state: State, attached: &'a Attached) -> Open<'a, S> {
+    fn new(peer: &'a mut Peer<S>, state: State, attached: &'a mut Attached) -> Open<'a, S> {
         let now = Instant::now();
         Open {
             peer,
             state,
-            link: &attached.link,
+            link: &mut attached.link,
+            place: attached.place.as_ref(),
+            next_link: None,
+            is_settling: false,
             context: &attached.context,
             settings: &attached.settings,
             commands: VecDeque::new(),
@@ -370,6 +379,7 @@ impl<'a, S: Socket> Open<'a, S> {
             if timer.is_elapsed() || wake < timer.deadline() {
                 timer.as_mut().reset(wake);
             }
+            self.change_links();
             let (is_writing, may_read) = (self.peer.writing.is_pending(), self.may_read());
             self.state.shrink();
             select! {
@@ -463,7 +473,23 @@ impl<'a, S: Socket> Open<'a, S> {
     }
 
     fn hands_over(&self) -> bool {
-        self.link.commands.takes(&self.commands, self.state.is_changing_subscriptions())
+        !self.is_settling
+            && self.next_link.is_none()
+            && self.link.commands.takes(&self.commands, self.state.is_changing_subscriptions())
+    }
+
+    /// Goes on over the next link once this one has nothing more to say.
+    fn change_links(&mut self) {
+        if let Some(link) = self.next_link.take_if(|_| self.link.downlink.is_empty()) {
+            if let Some(place) = self.place {
+                self.context.roster.moved(place, link.handle());
+            }
+            *self.link = *link;
+            self.link.downlink.to_session.raise();
+            self.link.downlink.set_stalled(self.is_stalled);
+            self.is_settling = true;
+        }
+        self.is_settling &= self.state.is_asking();
     }
 
     /// The client is read no faster than the broker takes its requests and than itself takes their answers.
@@ -503,6 +529,10 @@ impl<'a, S: Socket> Open<'a, S> {
 
     fn on_events(&mut self, events: VecDeque<Event>) -> Result<(), Close> {
         for event in events {
+            if let Event::Moved(link) = event {
+                self.next_link = Some(link);
+                continue;
+            }
             let effects = self.state.on_event(event, StdInstant::now());
             self.carry_out(effects)?;
         }

@@ -310,8 +310,8 @@ impl State {
                 let reply = refusal.map(|refusal| Effect::Reply(Reply::refused(refusal, None)));
                 reply.into_iter().chain([Effect::Close(close)]).collect()
             }
-            // The session has been welcomed.
-            Event::Ready(_) => Vec::new(),
+            // The session has been welcomed; and where it goes on is for the loop to know.
+            Event::Ready(_) | Event::Moved(_) => Vec::new(),
         }
     }
 

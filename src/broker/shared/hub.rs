@@ -1,7 +1,7 @@
 //! The one task that asks the broker for what the sessions read: by one owner, a late UNSUBSCRIBE can't cut off who has come since.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::select;
@@ -10,18 +10,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::Failed;
+use super::moving::{self, Arrived, Mover, Moving};
 use super::readers::{Index, Readers};
 use super::stored::{self, Answer, Found, Seekers};
 use crate::broker::Setup;
-use crate::broker::link::{Abilities, Command, Downlink, Event, Handle, Link, Opening, Queue, Ready};
+use crate::broker::link::{Abilities, Command, Downlink, Event, Link, Opening, Owner, Queue, Ready};
 use crate::broker::signal::Bell;
 use crate::delivery::Delivery;
 use crate::metrics;
 use crate::mqtt::inflight::RequestId;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Qos, TopicFilter};
-use crate::wire::{Close, Contract, Refusal, Subscription};
+use crate::wire::{Ack, Close, Contract, Refusal, Subscription};
 
 /// Requests to the broker that wait for room; over it no more are taken from sessions.
 const MAX_WAITING: usize = 256;
@@ -57,8 +57,6 @@ pub struct Ends {
     pub asked: mpsc::Receiver<Asked>,
     pub bell: Arc<Bell>,
     pub upstream: Link,
-    pub publishers: Vec<Handle>,
-    pub failed: Failed,
 }
 
 /// Everything that the sessions share, but for what they publish.
@@ -82,6 +80,9 @@ pub struct Hub {
     /// For the broker, as it has room.
     waiting: Queue,
     stored: Stored,
+    /// Sessions that get an MQTT client of their own, and where their movers tell.
+    moving: Vec<u64>,
+    movers: (mpsc::UnboundedSender<Arrived>, mpsc::UnboundedReceiver<Arrived>),
 }
 
 /// What the hub knows of a session.
@@ -90,6 +91,11 @@ struct Session {
     downlink: Arc<Downlink>,
     /// Until it is open.
     opening: Option<(Box<Opening>, Vec<Option<Result<Qos, Refusal>>>)>,
+    client_id: String,
+    /// Subscribes of it that wait for the broker.
+    waiting: usize,
+    /// While it gets an MQTT client of its own.
+    moving: Option<Box<Moving>>,
 }
 
 /// A filter as the broker knows it.
@@ -106,8 +112,14 @@ struct Asking {
 
 struct Waiting {
     number: u64,
-    subscription: Box<Subscription>,
-    answer: To,
+    what: Wanted,
+}
+
+/// What a session wants of a filter while the broker's answer is awaited.
+enum Wanted {
+    Read(Box<Subscription>, To),
+    /// No more, after all.
+    Unread(RequestId),
 }
 
 /// What a session waits for.
@@ -124,6 +136,8 @@ enum Request {
     Unsubscribe,
     /// What was fetched may go out once all that came before it has.
     Fence(u64),
+    /// A session leaves once all that came before its own connection stood has come.
+    Leave(u64),
 }
 
 /// Who waits for stored messages, and who fetches them.
@@ -152,7 +166,6 @@ impl Hub {
             setup,
             tasks,
             closing,
-            ends,
             readers: Readers::default(),
             sessions: HashMap::new(),
             early: Vec::new(),
@@ -163,6 +176,9 @@ impl Hub {
             next_request: 0,
             waiting: Queue::new(),
             stored: Stored::default(),
+            moving: Vec::new(),
+            movers: mpsc::unbounded_channel(),
+            ends,
         }
     }
 
@@ -196,8 +212,9 @@ impl Hub {
                     self.on_found(answer);
                     Ok(())
                 }
-                () = self.ends.failed.token.cancelled() => {
-                    Err(Over(self.ends.failed.why.lock().unwrap_or_else(PoisonError::into_inner).clone()))
+                Some(arrived) = self.movers.1.recv() => {
+                    self.on_arrived(arrived);
+                    Ok(())
                 }
                 () = self.closing.cancelled(), if !is_closing => Ok(()),
             };
@@ -221,11 +238,9 @@ impl Hub {
             session.downlink.let_go();
             metrics::subscriptions_changed(self.readers.subscriptions(session.index), 0);
         }
-        let links = self.ends.publishers.iter().cloned().chain([self.ends.upstream.handle()]);
-        for link in links {
-            link.end(Close::Drain);
-            link.ended().await;
-        }
+        let upstream = self.ends.upstream.handle();
+        upstream.end(Close::Drain);
+        upstream.ended().await;
     }
 
     fn on_upstream(&mut self) -> Result<(), Over> {
@@ -247,16 +262,9 @@ impl Hub {
         match event {
             Event::Ready(Ready { abilities, .. }) => {
                 self.abilities = Some(abilities);
-                self.is_up = true;
                 self.open_early();
             }
-            Event::Subscribed(request, result) => self.on_subscribed(request, result),
-            Event::Down => {
-                self.is_up = false;
-                self.tell_open(|| Event::Down);
-            }
             Event::Up { session_present } => {
-                self.is_up = true;
                 self.tell_open(|| Event::Up { session_present });
                 self.open_early();
                 if !session_present {
@@ -266,12 +274,24 @@ impl Hub {
                     }
                 }
             }
+            Event::Down => {
+                self.is_up = false;
+                self.tell_open(|| Event::Down);
+            }
+            Event::Subscribed(request, result) => self.on_subscribed(request, result),
             Event::SubscriptionLost(filter, refusal) => self.lose(&filter, &refusal),
             Event::Ended(close, refusal) => return Err(Over(Some((close, refusal)))),
-            // What was delivered is confirmed when it waits for its readers; publishes go elsewhere.
-            Event::SessionLost | Event::Answered(..) | Event::Overdue(..) => {}
+            // What was delivered is confirmed when it waits for its readers, and who publishes is answered by the link.
+            Event::SessionLost | Event::Answered(..) | Event::Overdue(..) | Event::Moved(_) => {}
         }
         Ok(())
+    }
+
+    fn open_early(&mut self) {
+        self.is_up = true;
+        for number in std::mem::take(&mut self.early) {
+            self.open(number);
+        }
     }
 
     /// Gives the messages to all who read them, and only then wakes those.
@@ -288,6 +308,7 @@ impl Hub {
         });
         deliveries.iter_mut().for_each(Delivery::detach);
         self.stored.note(&deliveries, &self.readers);
+        self.note_moving(&deliveries);
         let offered = self.readers.offer(&deliveries);
         self.ends.upstream.downlink.confirm(receipts);
         self.readers.wake(&offered);
@@ -301,17 +322,13 @@ impl Hub {
     fn on_newcomer(&mut self, Newcomer { number, opening, downlink }: Newcomer) {
         let index = self.readers.enter(number, downlink.clone());
         let results = vec![None; opening.subscriptions.len()];
-        self.sessions.insert(number, Session { index, downlink, opening: Some((Box::new(opening), results)) });
+        let client_id = opening.client_id.clone();
+        let opening = Some((Box::new(opening), results));
+        self.sessions.insert(number, Session { index, downlink, opening, client_id, waiting: 0, moving: None });
         if self.is_up {
             self.open(number);
         } else {
             self.early.push(number);
-        }
-    }
-
-    fn open_early(&mut self) {
-        for number in std::mem::take(&mut self.early) {
-            self.open(number);
         }
     }
 
@@ -326,7 +343,8 @@ impl Hub {
 
     fn tell_if_ready(&mut self, number: u64) {
         let (Some(session), Some(abilities)) = (self.sessions.get_mut(&number), self.abilities) else { return };
-        let Some((opening, results)) = session.opening.take_if(|(_, results)| results.iter().all(Option::is_some)) else {
+        let Some((opening, results)) = session.opening.take_if(|(_, results)| results.iter().all(Option::is_some))
+        else {
             return;
         };
         session.downlink.tell(Event::Ready(Ready {
@@ -354,7 +372,12 @@ impl Hub {
         } else if !is_ended {
             return;
         }
-        let session = self.sessions.remove(&number).expect("it was there");
+        self.leave(number);
+    }
+
+    fn leave(&mut self, number: u64) {
+        let Some(session) = self.sessions.remove(&number) else { return };
+        self.moving.retain(|other| *other != number);
         metrics::subscriptions_changed(self.readers.subscriptions(session.index), 0);
         for filter in self.readers.leave(session.index) {
             self.unsubscribe(&filter);
@@ -363,20 +386,30 @@ impl Hub {
     }
 
     fn on_asked(&mut self, Asked { number, made, command }: Asked) {
-        let Some(session) = self.sessions.get(&number) else { return };
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        if let Command::Subscribe(_, subscription) = &*command
+            && subscription.needs_own_client()
+            && session.moving.is_none()
+        {
+            session.moving = Some(Box::default());
+        }
+        if let Some(moving) = &mut session.moving {
+            if moving.held.len() < self.setup.config.max_waiting.get() {
+                moving.held.push_back((made, command));
+            } else {
+                session.downlink.tell(refused(*command));
+            }
+            return self.begin_to_move(number);
+        }
         match *command {
             Command::Subscribe(request, subscription) => {
                 self.subscribe(number, made, Box::new(subscription), To::Request(request));
             }
             Command::Unsubscribe(request, filter) => {
-                let (index, downlink) = (session.index, session.downlink.clone());
-                let before = self.readers.subscriptions(index);
-                let unread = self.readers.unread(index, &filter);
-                metrics::subscriptions_changed(before, self.readers.subscriptions(index));
-                downlink.purge(&filter);
-                downlink.tell(Event::Answered(request, Ok(())));
-                if unread.is_some() {
-                    self.unsubscribe(&filter);
+                let asking = self.asked.get_mut(&filter);
+                match asking.filter(|asking| asking.waiting.iter().any(|waiting| waiting.number == number)) {
+                    Some(asking) => asking.waiting.push(Waiting { number, what: Wanted::Unread(request) }),
+                    None => self.unread(number, request, &filter),
                 }
             }
             Command::Publish(..) | Command::Fence(_) => unreachable!("these take another way"),
@@ -413,8 +446,23 @@ impl Hub {
                 self.waiting.push_back((made, Box::new(Command::Subscribe(request, upstream))));
             }
         }
+        if let Some(session) = self.sessions.get_mut(&number) {
+            session.waiting += 1;
+        }
         let asking = self.asked.get_mut(&filter).expect("it was made above");
-        asking.waiting.push(Waiting { number, subscription, answer });
+        asking.waiting.push(Waiting { number, what: Wanted::Read(subscription, answer) });
+    }
+
+    fn unread(&mut self, number: u64, request: RequestId, filter: &TopicFilter) {
+        let Some(session) = self.sessions.get(&number) else { return };
+        let before = self.readers.subscriptions(session.index);
+        let unread = self.readers.unread(session.index, filter);
+        metrics::subscriptions_changed(before, self.readers.subscriptions(session.index));
+        session.downlink.purge(filter);
+        session.downlink.tell(Event::Answered(request, Ok(())));
+        if unread.is_some() {
+            self.unsubscribe(filter);
+        }
     }
 
     fn unsubscribe(&mut self, filter: &TopicFilter) {
@@ -437,21 +485,29 @@ impl Hub {
         asking.request = None;
         asking.granted = result.as_ref().ok().copied();
         let waiting = std::mem::take(&mut asking.waiting);
-        for Waiting { number, subscription, answer } in waiting {
-            match &result {
-                Ok(granted) => {
+        for Waiting { number, what } in waiting {
+            match (what, &result) {
+                (Wanted::Read(subscription, answer), Ok(granted)) => {
                     let granted = subscription.options.qos.min(*granted);
                     self.admit(number, *subscription, granted, answer);
                 }
-                Err(refusal) => self.answer(number, answer, Err(refusal.clone())),
+                (Wanted::Read(_, answer), Err(refusal)) => self.answer(number, answer, Err(refusal.clone())),
+                (Wanted::Unread(request), _) => {
+                    self.unread(number, request, &filter);
+                    continue;
+                }
             }
+            if let Some(session) = self.sessions.get_mut(&number) {
+                session.waiting -= 1;
+            }
+            self.begin_to_move(number);
         }
-        let is_read = !self.readers.members_of(&filter).is_empty();
-        match (is_read, result) {
-            (false, Ok(_)) => self.unsubscribe(&filter),
-            (false, Err(_)) => drop(self.asked.remove(&filter)),
-            // Those who read it go on as before, with what was granted before.
-            (true, _) => {}
+        // Those who read it go on as before a refusal.
+        if self.readers.members_of(&filter).is_empty() && self.asked.contains_key(&filter) {
+            match result {
+                Ok(_) => self.unsubscribe(&filter),
+                Err(_) => drop(self.asked.remove(&filter)),
+            }
         }
     }
 
@@ -526,10 +582,7 @@ impl Hub {
         match answer.found {
             Some(found) => {
                 fetch.found = Some(found);
-                let request = self.next_request;
-                self.next_request += 1;
-                self.requests.insert(request, Request::Fence(answer.fetch));
-                self.waiting.push_back((Instant::now(), Box::new(Command::Fence(request))));
+                self.fence(Request::Fence(answer.fetch));
             }
             None => {
                 let filters = std::mem::take(&mut fetch.filters);
@@ -540,9 +593,85 @@ impl Hub {
     }
 
     fn on_answered(&mut self, request: RequestId) {
-        if let Some(Request::Fence(fetch)) = self.requests.remove(&request) {
-            self.give_out(fetch);
+        match self.requests.remove(&request) {
+            Some(Request::Fence(fetch)) => self.give_out(fetch),
+            Some(Request::Leave(number)) => self.let_move(number),
+            Some(Request::Subscribe(_) | Request::Unsubscribe) | None => {}
         }
+    }
+
+    fn fence(&mut self, request: Request) {
+        self.requests.insert(self.next_request, request);
+        self.waiting.push_back((Instant::now(), Box::new(Command::Fence(self.next_request))));
+        self.next_request += 1;
+    }
+
+    /// A session that wants what needs a client of its own, once the hub owes it nothing.
+    fn begin_to_move(&mut self, number: u64) {
+        let Some(session) = self.sessions.get_mut(&number).filter(|session| session.waiting == 0) else { return };
+        let Some(moving) = session.moving.as_mut().filter(|moving| !moving.has_begun) else { return };
+        let Some((_, command)) = moving.held.pop_front() else { return };
+        let Command::Subscribe(request, subscription) = *command else { unreachable!("a subscribe makes it move") };
+        moving.has_begun = true;
+        // The same filter with other options takes the place of the earlier one.
+        let mut subscriptions = self.readers.subscriptions_of(session.index);
+        subscriptions.retain(|earlier| earlier.filter != subscription.filter);
+        subscriptions.push(subscription);
+        let opening = Opening {
+            client_id: session.client_id.clone(),
+            clean: true,
+            session_expiry: 0,
+            will: None,
+            subscriptions,
+            ack: Ack::Auto,
+            max_inflight: u16::MAX,
+            owner: Owner::Browser,
+            is_named: true,
+        };
+        let mover = Mover { number, opening, request, old: session.downlink.clone() };
+        self.moving.push(number);
+        self.tasks.spawn(moving::run(self.setup.clone(), mover, self.movers.0.clone()));
+    }
+
+    fn on_arrived(&mut self, Arrived { number, left }: Arrived) {
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        match left {
+            Some(left) => {
+                if let Some(moving) = &mut session.moving {
+                    moving.left = Some(left);
+                }
+                self.fence(Request::Leave(number));
+            }
+            None => {
+                self.moving.retain(|other| *other != number);
+                let held = session.moving.take().map(|moving| moving.held).unwrap_or_default();
+                for (made, command) in held {
+                    self.on_asked(Asked { number, made, command });
+                }
+            }
+        }
+    }
+
+    /// What both ways bring is told twice by neither.
+    fn note_moving(&mut self, deliveries: &[Delivery]) {
+        for number in &self.moving {
+            let Some(session) = self.sessions.get_mut(number) else { continue };
+            let Some(moving) = &mut session.moving else { continue };
+            for delivery in deliveries {
+                if self.readers.filters_of(delivery).into_iter().any(|filter| self.readers.reads(session.index, filter))
+                {
+                    moving.seen.push(moving::seen(&delivery.rendition.message));
+                }
+            }
+        }
+    }
+
+    fn let_move(&mut self, number: u64) {
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        let Some(mut moving) = session.moving.take() else { return };
+        let Some(left) = moving.left.take() else { return };
+        self.leave(number);
+        let _ = left.send(*moving);
     }
 
     /// All that was published before the stored messages were found has come, so whoever has seen something newer is known.
@@ -564,6 +693,17 @@ impl Hub {
         }
         if go_on.send(receivers).is_err() {
             warn!("a fetch of stored messages has ended half-way");
+        }
+    }
+}
+
+/// The answer to a command for which there is no room.
+fn refused(command: Command) -> Event {
+    let refusal = Refusal::broker_unavailable();
+    match command {
+        Command::Subscribe(request, _) => Event::Subscribed(request, Err(refusal)),
+        Command::Publish(request, _) | Command::Unsubscribe(request, _) | Command::Fence(request) => {
+            Event::Answered(request, Err(refusal))
         }
     }
 }

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use crate::broker::link::Downlink;
 use crate::delivery::{self, Delivery, Rendition, subscription_id};
+use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, Qos, TopicFilter};
 use crate::wire::{Contract, Format, Priority, Subscription};
 
@@ -91,7 +92,8 @@ impl Readers {
     /// The filters that a delivery of the broker is for.
     pub fn filters_of(&self, delivery: &Delivery) -> SmallVec<[Index; 2]> {
         let topic = &delivery.rendition.message.topic;
-        let of_id = |reader: &delivery::subscriptions::Reader| self.by_id.get(&reader.id).into_iter().flatten().copied();
+        let of_id =
+            |reader: &delivery::subscriptions::Reader| self.by_id.get(&reader.id).into_iter().flatten().copied();
         let matches = |index: &Index| self.filters.get(*index).is_some_and(|filter| filter.filter.matches(topic));
         delivery.readers.iter().flat_map(of_id).filter(matches).collect()
     }
@@ -132,7 +134,8 @@ impl Readers {
                     rendition,
                     contract,
                     readers,
-                    msgid: msgid.map(|msgid| if number == 0 { msgid.clone() } else { format!("{msgid}-{number}").into() }),
+                    msgid: msgid
+                        .map(|msgid| if number == 0 { msgid.clone() } else { format!("{msgid}-{number}").into() }),
                     dup: delivery.dup,
                     receipt: None,
                 }
@@ -186,7 +189,10 @@ impl Readers {
             member,
             downlink: session.downlink.clone(),
             contract: subscription.contract,
-            reader: delivery::subscriptions::Reader { id: subscription_id(&subscription.filter), sid: subscription.sid },
+            reader: delivery::subscriptions::Reader {
+                id: subscription_id(&subscription.filter),
+                sid: subscription.sid,
+            },
             granted,
             retain_as_published: subscription.options.retain_as_published,
         };
@@ -283,6 +289,29 @@ impl Readers {
         self.reader(member, filter).map(|reader| reader.granted)
     }
 
+    /// What a session reads, as it would ask for it again: but for what is stored, which it has.
+    pub fn subscriptions_of(&self, member: Index) -> Vec<Subscription> {
+        let Some(session) = self.members.get(member) else { return Vec::new() };
+        let subscription = |own: &Own| {
+            let filter = self.filters.get(own.filter)?;
+            let reader = filter.readers.get(own.at)?;
+            let options = SubscribeOptions {
+                qos: reader.granted,
+                no_local: false,
+                retain_as_published: reader.retain_as_published,
+                retain_handling: 2,
+            };
+            let (sid, contract) = (reader.reader.sid, reader.contract);
+            Some(Subscription { filter: filter.filter.clone(), options, sid, contract })
+        };
+        session.subscriptions.iter().filter_map(subscription).collect()
+    }
+
+    /// Whether the session reads the filter at that place.
+    pub fn reads(&self, member: Index, filter: Index) -> bool {
+        self.members.get(member).is_some_and(|session| session.subscriptions.iter().any(|own| own.filter == filter))
+    }
+
     /// The filter at a place.
     pub fn name(&self, filter: Index) -> Option<&TopicFilter> {
         self.filters.get(filter).map(|filter| &filter.filter)
@@ -312,11 +341,7 @@ struct Form {
 
 impl Reader {
     fn form(&self) -> Form {
-        Form {
-            format: self.contract.format,
-            granted: self.granted,
-            retain_as_published: self.retain_as_published,
-        }
+        Form { format: self.contract.format, granted: self.granted, retain_as_published: self.retain_as_published }
     }
 }
 

@@ -205,7 +205,8 @@ impl Fetch {
         }
         let msgid = id.map(|id| format!("{id}-{:016x}-s", message.digest()).into());
         message.payload = bytes::Bytes::copy_from_slice(&message.payload);
-        let timestamp = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let timestamp =
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let rendition = Arc::new(Rendition::new(message, Format::Text, timestamp, Instant::now()));
         for place in places {
             if self.seen.insert((place, topic)) {

@@ -49,6 +49,8 @@ impl Gateway {
             .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--broker", broker, "--config"])
             .arg(&file)
             .env_clear()
+            // Most scenes hold whatever the upstream: `TIDEGATE_UPSTREAM=shared` plays them with the other one.
+            .envs(std::env::var("TIDEGATE_UPSTREAM").map(|upstream| ("TIDEGATE_UPSTREAM", upstream)))
             // Scenes run side by side, and a machine that is late for them is no concern of theirs; a file may say otherwise.
             .envs((!configuration.contains("max_stall")).then_some(("TIDEGATE_CONNECTIONS__MAX_STALL", "60")))
             .envs(variables.iter().copied())
