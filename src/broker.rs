@@ -23,7 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{BrokerUrl, BrokerUrlError, Config, Upstream};
-pub use link::{Abilities, Command, Commands, Downlink, Event, Handle, Link, Opening, Owner, Queue, Ready, Taken};
+pub use link::{
+    Abilities, Command, Commands, Direct, Downlink, Event, Handle, Link, Opening, Owner, Queue, Ready, Taken,
+};
 pub use transport::{Target, TlsError};
 pub use watch::{Reach, Standing};
 

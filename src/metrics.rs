@@ -134,17 +134,23 @@ pub fn subscriptions_changed(before: usize, after: usize) {
 
 /// A message of a browser was handed to the broker's side.
 pub fn message_up(message: &Message) {
-    METRICS.up.count(message);
+    METRICS.up.count(message, 1);
 }
 
 /// A message was written to a browser.
 pub fn message_down(message: &Message) {
-    METRICS.down.count(message);
+    METRICS.down.count(message, 1);
 }
 
 /// A delivery was written so long after it was read from the broker.
 pub fn delivered(after: Duration) {
     METRICS.delivery.record(after);
+}
+
+/// A message was written to so many browsers, so long after it was read from the broker.
+pub fn delivered_to(browsers: usize, message: &Message, after: Duration) {
+    METRICS.down.count(message, browsers as u64);
+    METRICS.delivery.record_many(after, browsers);
 }
 
 /// A publish was answered so long after its frame was read.
@@ -263,10 +269,10 @@ impl Direction {
         }))
     }
 
-    fn count(&self, message: &Message) {
+    fn count(&self, message: &Message, copies: u64) {
         let (messages, bytes) = &self.0[usize::from(message.qos.number())];
-        messages.increment(1);
-        bytes.increment(message.payload.len() as u64);
+        messages.increment(copies);
+        bytes.increment(message.payload.len() as u64 * copies);
     }
 }
 

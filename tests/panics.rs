@@ -48,6 +48,10 @@ impl Sink<Outbound> for Faulty {
 
 impl Socket for Faulty {
     type Text = &'static str;
+    fn direct(&self) -> Option<Arc<dyn broker::Direct>> {
+        None
+    }
+
     fn written(&self) -> u64 {
         0
     }

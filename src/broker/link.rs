@@ -3,9 +3,11 @@
 //! A session never learns whether the connection behind is its own.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc};
 
 use super::budget::Budget;
@@ -210,6 +212,15 @@ impl Abilities {
     }
 }
 
+/// A browser's socket, for frames that go out at once or not at all.
+pub trait Direct: Send + Sync + std::fmt::Debug {
+    /// Appends a text frame whose payload is these parts.
+    fn frame(&self, out: &mut BytesMut, text: &[&[u8]]);
+
+    /// Writes as many of the bytes as the network takes now.
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
+}
+
 /// What a session took from its link.
 #[derive(Debug)]
 pub struct Taken {
@@ -221,6 +232,19 @@ pub struct Taken {
     pub bytes: usize,
     /// How many were dropped since the last time.
     pub dropped: u64,
+    /// What is to be written before anything else.
+    pub rest: Rest,
+    /// Nothing was there to take: from now on frames may be written elsewhere.
+    pub is_idle: bool,
+}
+
+/// Frames whose writing was begun outside of the session: what the network has not taken of them.
+#[derive(Debug, Default)]
+pub struct Rest {
+    /// The bytes.
+    pub frames: Bytes,
+    /// What they confirm once they are written.
+    pub receipts: Vec<Receipt>,
 }
 
 /// A session's end of its link.
@@ -303,6 +327,8 @@ impl Handle {
 const LOSS: usize = 2;
 /// Deliveries of a session that may wait without being counted.
 const FEW: usize = 8;
+/// Bytes of payloads that are written at once; for more than that, the session is woken.
+const MOST_AT_ONCE: usize = 64 * 1024;
 /// Bytes of deliveries that a session may take at one time, however little memory is left for all.
 const LEAST_TAKEN: usize = 4 * 1024;
 
@@ -336,6 +362,10 @@ struct State {
     taken_over: bool,
     ended_by: Option<Close>,
     abandoned: bool,
+    /// Where frames go at once while the session has nothing else to write.
+    direct: Option<Arc<dyn Direct>>,
+    is_idle: bool,
+    rest: Rest,
     /// The session has moved, and is told there what it is told here.
     successor: Option<Arc<Downlink>>,
     /// Deliveries as the gauge knows them.
@@ -370,12 +400,71 @@ impl State {
 
     fn forget(&mut self, budget: &Budget) {
         (self.outbox, self.taken, self.unread) = (Outbox::default(), 0, 0);
+        self.direct = None;
         self.account(budget);
+    }
+
+    /// What comes now may go out at once: nothing waits that would have to go before it.
+    fn is_free(&self) -> bool {
+        self.is_idle && self.phase == Phase::Open && self.outbox.is_empty() && self.events.is_empty()
+    }
+
+    /// Writes frames at once, if nothing has to go before them and the network takes anything.
+    fn send(&mut self, frames: &Bytes) -> Sent {
+        let Some(direct) = self.direct.as_ref().filter(|_| self.is_free()) else { return Sent::Nothing };
+        match direct.try_write(frames) {
+            Ok(all) if all == frames.len() => Sent::All,
+            Ok(some @ 1..) => {
+                self.rest.frames = Bytes::copy_from_slice(&frames[some..]);
+                self.taken = self.rest.frames.len();
+                self.is_idle = false;
+                Sent::Some
+            }
+            // The session finds out for itself what is wrong.
+            Ok(0) | Err(_) => Sent::Nothing,
+        }
+    }
+
+    /// Encodes these and writes them at once, if they are confirmed by that and not too many.
+    fn send_at_once(&mut self, deliveries: &[Delivery]) -> Sent {
+        let size: usize = deliveries.iter().map(|delivery| delivery.rendition.message.size()).sum();
+        let Some(direct) = self.direct.as_ref().filter(|_| size <= MOST_AT_ONCE) else { return Sent::Nothing };
+        if !deliveries.iter().all(Delivery::goes_at_once) {
+            return Sent::Nothing;
+        }
+        let mut frames = BytesMut::with_capacity(size + deliveries.len() * 160);
+        for delivery in deliveries {
+            delivery.write(|parts| direct.frame(&mut frames, parts));
+        }
+        let sent = self.send(&frames.freeze());
+        if sent != Sent::Nothing {
+            let receipts = deliveries.iter().filter_map(|delivery| delivery.receipt);
+            if sent == Sent::All {
+                self.confirmations.extend(receipts)
+            } else {
+                self.rest.receipts.extend(receipts)
+            }
+            let now = Instant::now();
+            for Delivery { rendition, .. } in deliveries {
+                metrics::message_down(&rendition.message);
+                metrics::delivered(now.saturating_duration_since(rendition.received));
+            }
+        }
+        sent
     }
 
     fn drop_excess(&mut self, bound: &Bound) {
         metrics::deliveries_dropped(self.outbox.drop_excess(bound));
     }
+}
+
+/// What became of frames that were to go out at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    All,
+    /// The session writes the rest.
+    Some,
+    Nothing,
 }
 
 impl Downlink {
@@ -417,11 +506,67 @@ impl Downlink {
         };
         // What has waited for another read may wait for long.
         state.outbox.detach();
+        if state.is_free() && state.direct.is_some() {
+            let deliveries: Vec<_> = deliveries.collect();
+            let sent = state.send_at_once(&deliveries);
+            if sent == Sent::Nothing {
+                let dropped = deliveries.into_iter().map(|delivery| state.outbox.offer(delivery, excess, &bound)).sum();
+                metrics::deliveries_dropped(dropped);
+            }
+            let has_receipts = !state.confirmations.is_empty();
+            state.account(&self.budget);
+            drop(state);
+            if sent != Sent::All {
+                self.to_session.raise();
+            }
+            if has_receipts {
+                self.to_link.raise();
+            }
+            return;
+        }
         let dropped = deliveries.map(|delivery| state.outbox.offer(delivery, excess, &bound)).sum();
         metrics::deliveries_dropped(dropped);
         state.account(&self.budget);
         drop(state);
         self.to_session.raise();
+    }
+
+    /// Shared link: writes ready frames to the browser at once, if nothing has to go before them.
+    pub fn send(&self, frames: &Bytes) -> bool {
+        let mut state = self.lock();
+        let sent = state.send(frames);
+        if sent == Sent::Some {
+            state.account(&self.budget);
+            drop(state);
+            self.to_session.raise();
+        }
+        sent != Sent::Nothing
+    }
+
+    /// The frames of these deliveries as they go over the wire, where they may go at once.
+    pub fn frames<'a>(&self, deliveries: impl Iterator<Item = &'a Delivery>) -> Option<Bytes> {
+        let state = self.lock();
+        let direct = state.direct.as_ref()?;
+        let mut frames = BytesMut::new();
+        for delivery in deliveries {
+            if !delivery.goes_at_once() {
+                return None;
+            }
+            delivery.write(|parts| direct.frame(&mut frames, parts));
+        }
+        (frames.len() <= MOST_AT_ONCE).then(|| frames.freeze())
+    }
+
+    /// Session: where frames may be written at once while it has nothing to write.
+    pub fn set_direct(&self, direct: Option<Arc<dyn Direct>>) {
+        self.lock().direct = direct;
+    }
+
+    /// Session: it writes from now on, what is given back first.
+    pub fn begin_writing(&self) -> Rest {
+        let mut state = self.lock();
+        state.is_idle = false;
+        std::mem::take(&mut state.rest)
     }
 
     /// Shared link, which is read on for others: offers what one read brought, and wakes nobody yet. Whether there was room, if need
@@ -558,6 +703,7 @@ impl Downlink {
         let mut state = self.lock();
         state.outbox.void_receipts();
         state.confirmations.clear();
+        state.rest.receipts.clear();
     }
 
     /// Session: what happened, in order.
@@ -573,8 +719,10 @@ impl Downlink {
         let left = self.left();
         let mut state = self.lock();
         let before = state.outbox.bytes();
+        let rest = std::mem::take(&mut state.rest);
         let deliveries = bytes.map_or_else(Vec::new, |bytes| state.outbox.take(bytes.min(left.max(LEAST_TAKEN))));
-        state.taken = before - state.outbox.bytes();
+        state.taken = before - state.outbox.bytes() + rest.frames.len();
+        state.is_idle = bytes.is_some() && rest.frames.is_empty() && deliveries.is_empty() && state.events.is_empty();
         if state.is_held && !deliveries.is_empty() {
             self.to_link.raise();
         }
@@ -584,6 +732,8 @@ impl Downlink {
             deliveries,
             bytes: state.taken,
             dropped: state.outbox.take_dropped(),
+            rest,
+            is_idle: state.is_idle,
         }
     }
 
@@ -621,7 +771,10 @@ impl Downlink {
 
     /// Session: from now on only what waits already is delivered.
     pub fn drain(&self) {
-        self.lock().phase = Phase::Draining;
+        let mut state = self.lock();
+        state.phase = Phase::Draining;
+        state.is_idle = false;
+        drop(state);
         self.to_link.raise();
     }
 
@@ -666,7 +819,6 @@ mod tests {
     use std::num::NonZeroUsize;
     use std::time::Instant;
 
-    use bytes::Bytes;
     use futures_util::FutureExt;
 
     use super::*;

@@ -10,7 +10,7 @@ use super::config::Bound;
 use super::rendition::{Kind, Rendition};
 use super::subscriptions::Reader;
 use crate::mqtt::inflight::Receipt;
-use crate::wire::{Contract, Head, Priority};
+use crate::wire::{Contract, Head, Priority, json};
 
 /// A message on its way to one browser.
 #[derive(Clone, Debug)]
@@ -37,6 +37,18 @@ impl Delivery {
             msgid: self.msgid.clone(),
             dup: self.dup,
         }
+    }
+
+    /// Whether it may be written as soon as it comes: the client has nothing to confirm.
+    pub fn goes_at_once(&self) -> bool {
+        self.contract.goes_at_once()
+    }
+
+    /// Gives the parts of its frame's text.
+    pub fn write(&self, to: impl FnOnce(&[&[u8]])) {
+        let (head, text) = (json::head(&self.head()), self.rendition.text());
+        let (begun, rest) = text.split_at(json::HEAD_AT);
+        to(&[begun, head.as_bytes(), rest]);
     }
 
     /// Gives the payload memory of its own: until then it holds the whole of the buffer that it was read into, which is not counted.

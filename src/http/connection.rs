@@ -1,12 +1,14 @@
 //! One TCP connection: what it has written, how long it may be unable to, and how it ends.
 
 use std::io;
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep, timeout};
@@ -45,6 +47,11 @@ impl Wire {
         self.written.load(Ordering::Relaxed)
     }
 
+    /// It has taken so many more.
+    pub fn add_written(&self, bytes: usize) {
+        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// Whose it is from now on.
     pub fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Relaxed);
@@ -56,10 +63,67 @@ impl Wire {
     }
 }
 
+/// A TCP stream that more than one may write to, each a whole frame at a time.
+struct Stream(Arc<TcpStream>);
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(context))?;
+            match self.0.try_read_buf(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(drop)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_with(context, |stream| stream.try_write(bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_with(context, |stream| stream.try_write_vectored(bytes))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&*self.0).shutdown(Shutdown::Write))
+    }
+}
+
+impl Stream {
+    fn poll_with(
+        &self,
+        context: &mut Context<'_>,
+        write: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(context))?;
+            match write(&self.0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+}
+
 /// A TCP connection.
 pub struct Connection {
     /// There until the drop.
-    stream: Option<TcpStream>,
+    stream: Option<Stream>,
     wire: Arc<Wire>,
     write_timeout: Duration,
     /// Ends when the network has taken nothing of a response for too long.
@@ -70,7 +134,8 @@ pub struct Connection {
 impl Connection {
     /// Takes over a stream. A response of which the peer reads nothing for `write_timeout` is an error; its end is among the `lingering`.
     pub fn new(stream: TcpStream, write_timeout: Duration, lingering: TaskTracker) -> Connection {
-        Connection { stream: Some(stream), wire: Arc::default(), write_timeout, stuck: None, lingering }
+        let stream = Some(Stream(Arc::new(stream)));
+        Connection { stream, wire: Arc::default(), write_timeout, stuck: None, lingering }
     }
 
     /// What others may know of it.
@@ -78,7 +143,12 @@ impl Connection {
         self.wire.clone()
     }
 
-    fn stream(self: Pin<&mut Self>) -> Pin<&mut TcpStream> {
+    /// The stream itself, for whoever writes to it between two writes of this.
+    pub fn shared(&self) -> Arc<TcpStream> {
+        self.stream.as_ref().expect("taken only by the drop").0.clone()
+    }
+
+    fn stream(self: Pin<&mut Self>) -> Pin<&mut Stream> {
         Pin::new(self.get_mut().stream.as_mut().expect("taken only by the drop"))
     }
 
@@ -86,7 +156,7 @@ impl Connection {
     fn wrote(&mut self, written: Poll<io::Result<usize>>, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match written {
             Poll::Ready(Ok(bytes)) => {
-                self.wire.written.fetch_add(bytes as u64, Ordering::Relaxed);
+                self.wire.add_written(bytes);
                 self.stuck = None;
             }
             Poll::Pending if !self.wire.is(Phase::Session) => {

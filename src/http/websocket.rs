@@ -1,5 +1,6 @@
 //! WebSockets as RFC 6455 has them: the server's side, without extensions. Nothing is kept of a frame that is done with.
 
+mod direct;
 pub mod frame;
 mod handshake;
 mod stream;

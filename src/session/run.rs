@@ -24,6 +24,7 @@ use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, InvalidFrames, State, judge_levels};
 use super::{Config, Roster};
 use crate::access::Reason;
+use crate::broker::link::Rest;
 use crate::broker::{Broker, Event, Link, Opening, Owner, Queue, Ready, Taken};
 use crate::delivery;
 use crate::metrics;
@@ -95,19 +96,20 @@ pub struct Arrival {
 /// Serves a WebSocket until its end.
 pub async fn run<S: Socket>(socket: S, context: Arc<Context>, settings: Arc<Settings>, mut arrival: Arrival) {
     let mut peer = Peer { socket, writing: Writing::default(), early: VecDeque::new() };
-    if let Err(close) = enter(&mut peer, &context, &mut arrival).await {
+    // Each phase is on the heap, and gone when it is over: a session would take the room of all of them to its end.
+    if let Err(close) = Box::pin(enter(&mut peer, &context, &mut arrival)).await {
         // Whoever waits behind it moves up.
         drop(arrival);
-        peer.close(close, &context.drain).await;
+        Box::pin(peer.close(close, &context.drain)).await;
         metrics::closed(close);
         return;
     }
     let counted = metrics::session_opened();
-    let close = match serve(&mut peer, &context, &settings, &mut arrival).await {
+    let close = match Box::pin(serve(&mut peer, &context, &settings, &mut arrival)).await {
         Ok(never) => match never {},
         Err(close) => close,
     };
-    peer.close(close, &context.drain).await;
+    Box::pin(peer.close(close, &context.drain)).await;
     counted.closed(close);
 }
 
@@ -124,7 +126,7 @@ async fn serve<S: Socket>(
         peer.reply(Reply::refused(no_access_control(), None));
         return Err(Close::AuthenticationFailed);
     }
-    let (auth, answer, first) = greeted(peer, context, settings, arrival.newcomer.take()).await?;
+    let (auth, answer, first) = Box::pin(greeted(peer, context, settings, arrival.newcomer.take())).await?;
     let client_id = auth.client_id.clone().unwrap_or_else(|| format!("tidegate-{:016x}", rand::rng().random::<u64>()));
     let session_id = format!("{:016x}", rand::rng().random::<u64>());
     let opening = Opening {
@@ -146,7 +148,7 @@ async fn serve<S: Socket>(
         settings: settings.clone(),
         close: Close::Fault,
     };
-    let result = attached.serve(peer, &auth, answer, first.as_ref().map(AsRef::as_ref), &session_id).await;
+    let result = Box::pin(attached.serve(peer, auth, answer, first, session_id.clone())).await;
     if let Err(close) = &result {
         attached.close = *close;
         info!(session = session_id, %close, "session ended");
@@ -245,12 +247,25 @@ impl Attached {
     async fn serve<S: Socket>(
         &mut self,
         peer: &mut Peer<S>,
-        auth: &Auth,
+        auth: Box<Auth>,
         answer: Option<Option<MsgId>>,
-        first: Option<&str>,
-        session_id: &str,
+        first: Option<S::Text>,
+        session_id: String,
     ) -> Result<Never, Close> {
-        let ready = self.ready(peer).await?;
+        let ready = Box::pin(self.ready(peer)).await?;
+        let state = self.welcome(peer, *auth, answer, ready, session_id);
+        Box::pin(Open::new(peer, state, self).run(first)).await
+    }
+
+    /// Says what the session is, which is open from now on.
+    fn welcome<S: Socket>(
+        &self,
+        peer: &mut Peer<S>,
+        auth: Auth,
+        answer: Option<Option<MsgId>>,
+        ready: Ready,
+        session_id: String,
+    ) -> State {
         let limits = limits(&self.settings, &ready);
         debug!(session = session_id, client = ready.client_id, "session opened");
         if let Some(msgid) = &answer {
@@ -262,7 +277,7 @@ impl Attached {
             Err(refusal) => TopicResult::refused(filter.as_str(), refusal),
         });
         peer.reply(Reply::Welcome {
-            session_id: session_id.to_owned(),
+            session_id,
             client_id: ready.client_id,
             protocol: 1,
             session_present: ready.session_present,
@@ -274,8 +289,7 @@ impl Attached {
         let granted =
             asked.zip(&ready.subscriptions).filter(|(_, result)| result.is_ok()).map(|(filter, _)| filter.clone());
         let rates = Rates::new(&self.settings.session);
-        let state = State::new(limits, self.settings.wire.max_topic_levels.get(), rates, granted);
-        Open::new(peer, state, self).run(first).await
+        State::new(limits, self.settings.wire.max_topic_levels.get(), rates, granted)
     }
 
     /// Waits until the broker has accepted the session.
@@ -327,6 +341,10 @@ struct Open<'a, S: Socket> {
     missed: u32,
     next_ping: Instant,
     is_stalled: bool,
+    /// Nothing is being written, and others may write frames.
+    is_idle: bool,
+    /// Bytes that the network had taken when this last wrote something itself.
+    flushed: u64,
     dropped: u64,
     told_drops: Option<Instant>,
 }
@@ -357,15 +375,24 @@ impl<'a, S: Socket> Open<'a, S> {
             missed: 0,
             next_ping: now + attached.settings.session.heartbeat,
             is_stalled: false,
+            is_idle: false,
+            flushed: 0,
             dropped: 0,
             told_drops: None,
         }
     }
 
-    async fn run(mut self, first: Option<&str>) -> Result<Never, Close> {
+    async fn run(mut self, first: Option<S::Text>) -> Result<Never, Close> {
+        self.link.downlink.set_direct(self.peer.socket.direct());
         if let Some(text) = first {
-            self.on_text(text)?;
+            self.on_text(text.as_ref())?;
         }
+        let result = self.serve().await;
+        self.begin_writing();
+        result
+    }
+
+    async fn serve(&mut self) -> Result<Never, Close> {
         let timer = sleep(Duration::ZERO);
         // Of its own: all sessions waiting on one token would wait for its lock with every delivery.
         let closing = self.context.closing.child_token();
@@ -380,6 +407,9 @@ impl<'a, S: Socket> Open<'a, S> {
                 timer.as_mut().reset(wake);
             }
             self.change_links();
+            if self.peer.writing.is_pending() {
+                self.begin_writing();
+            }
             let (is_writing, may_read) = (self.peer.writing.is_pending(), self.may_read());
             self.state.shrink();
             select! {
@@ -387,7 +417,7 @@ impl<'a, S: Socket> Open<'a, S> {
                 biased;
                 () = self.link.downlink.to_session.raised(), if !is_writing => {}
                 () = timer.as_mut() => self.on_timer()?,
-                () = closing.as_mut() => return self.drain().await,
+                () = closing.as_mut() => return Box::pin(self.drain()).await,
                 handed = self.link.commands.hand_over(&mut self.commands), if self.hands_over() => {
                     if handed.is_err() {
                         // It said why, or it failed.
@@ -410,6 +440,7 @@ impl<'a, S: Socket> Open<'a, S> {
     /// The gateway drains: what waits now is written and what was asked is answered, while the browser takes it and there is time.
     async fn drain(&mut self) -> Result<Never, Close> {
         let until = self.context.drain.plan().written;
+        self.begin_writing();
         self.link.downlink.drain();
         // No more pings.
         self.next_ping = until;
@@ -455,8 +486,10 @@ impl<'a, S: Socket> Open<'a, S> {
     fn fill(&mut self) -> Result<(), Close> {
         // The answer to several filters precedes what the first of them bring, unless that is more than may be held.
         let holds = self.state.is_subscribing() && !self.link.downlink.is_full();
-        let Taken { events, deliveries, bytes, dropped } =
+        let Taken { events, deliveries, bytes, dropped, rest, is_idle } =
             self.link.downlink.take(if holds { None } else { Some(BATCH) });
+        self.is_idle = is_idle;
+        self.write_rest(rest);
         self.on_events(events)?;
         self.tell_drops(dropped);
         for delivery in deliveries {
@@ -472,6 +505,20 @@ impl<'a, S: Socket> Open<'a, S> {
         Ok(())
     }
 
+    /// What was begun elsewhere goes before anything of the session's own.
+    fn write_rest(&mut self, rest: Rest) {
+        self.peer.writing.push_rest(rest.frames);
+        self.batch.receipts.extend(rest.receipts);
+    }
+
+    /// Has the socket for itself.
+    fn begin_writing(&mut self) {
+        if std::mem::take(&mut self.is_idle) {
+            let rest = self.link.downlink.begin_writing();
+            self.write_rest(rest);
+        }
+    }
+
     fn hands_over(&self) -> bool {
         !self.is_settling
             && self.next_link.is_none()
@@ -484,7 +531,9 @@ impl<'a, S: Socket> Open<'a, S> {
             if let Some(place) = self.place {
                 self.context.roster.moved(place, link.handle());
             }
+            self.begin_writing();
             *self.link = *link;
+            self.link.downlink.set_direct(self.peer.socket.direct());
             self.link.downlink.to_session.raise();
             self.link.downlink.set_stalled(self.is_stalled);
             self.is_settling = true;
@@ -506,6 +555,7 @@ impl<'a, S: Socket> Open<'a, S> {
             self.link.downlink.confirm(self.batch.receipts.drain(..));
         }
         self.batch.progress = None;
+        self.flushed = self.peer.socket.written();
         self.set_stalled(false);
         if frames {
             self.last_life = Instant::now();
@@ -595,6 +645,10 @@ impl<'a, S: Socket> Open<'a, S> {
         }
         if now < self.next_ping {
             return Ok(());
+        }
+        if self.peer.socket.written() != self.flushed {
+            // What was written elsewhere is progress too.
+            self.last_life = now;
         }
         // The silence of a client that is not read says nothing.
         let last_ping = self.next_ping - self.settings.session.heartbeat;

@@ -1,12 +1,14 @@
 //! The WebSocket as a session sees it, whoever implements it.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
 use tokio::task::coop;
 
+use crate::broker::Direct;
 use crate::wire::Close;
 #[cfg(doc)]
 use crate::wire::json::HEAD_AT;
@@ -38,6 +40,8 @@ pub enum Outbound {
         /// A whole frame.
         text: Bytes,
     },
+    /// The rest of frames whose writing has begun; ahead of all else.
+    Frames(Bytes),
     /// A ping.
     Ping,
     /// A Close frame.
@@ -50,6 +54,7 @@ impl Outbound {
         let text = match self {
             Outbound::Text(text) => text.capacity(),
             Outbound::Delivery { head, text } => head.capacity() + text.len(),
+            Outbound::Frames(bytes) => bytes.len(),
             Outbound::Ping | Outbound::Close(_) => 0,
         };
         size_of::<Outbound>() + text
@@ -62,6 +67,9 @@ pub trait Socket:
 {
     /// A text frame, checked to be UTF-8.
     type Text: AsRef<str> + Send;
+
+    /// How others may write to it while the session writes nothing, if they can.
+    fn direct(&self) -> Option<Arc<dyn Direct>>;
 
     /// Bytes that the network has taken so far.
     fn written(&self) -> u64;
@@ -104,6 +112,16 @@ impl Writing {
         self.has_frames = true;
         self.bytes += frame.size();
         self.queue.push_back(frame);
+    }
+
+    /// Queues the rest of what was begun.
+    pub fn push_rest(&mut self, rest: Bytes) {
+        if !rest.is_empty() {
+            let rest = Outbound::Frames(rest);
+            self.has_frames = true;
+            self.bytes += rest.size();
+            self.queue.push_front(rest);
+        }
     }
 
     /// Queues a ping ahead of all else.
@@ -224,6 +242,9 @@ mod tests {
 
     impl Socket for Eager {
         type Text = String;
+        fn direct(&self) -> Option<Arc<dyn Direct>> {
+            None
+        }
         fn written(&self) -> u64 {
             0
         }

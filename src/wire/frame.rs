@@ -124,6 +124,13 @@ pub struct Contract {
     pub priority: Priority,
 }
 
+impl Contract {
+    /// Whether a delivery may be written as soon as it comes: nothing of it is held back, and the client has nothing to confirm.
+    pub fn goes_at_once(&self) -> bool {
+        self.ack == Ack::Auto
+    }
+}
+
 /// How deliveries of QoS 1 and 2 are confirmed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ack {

@@ -191,14 +191,17 @@ impl Hub {
                 break Over(None);
             }
             let result = select! {
-                () = self.ends.upstream.downlink.to_session.raised() => self.on_upstream(),
+                () = self.ends.upstream.downlink.to_session.raised() => self.on_upstream().await,
                 numbers = self.ends.bell.rung() => {
                     numbers.into_iter().for_each(|number| self.on_rung(number));
                     Ok(())
                 }
                 handed = self.ends.upstream.commands.hand_over(&mut self.waiting), if !self.waiting.is_empty() => {
-                    // It said why, or it failed.
-                    handed.or_else(|()| self.on_upstream().and(Err(Over(Some((Close::Fault, None))))))
+                    match handed {
+                        Ok(()) => Ok(()),
+                        // It said why, or it failed.
+                        Err(()) => self.on_upstream().await.and(Err(Over(Some((Close::Fault, None))))),
+                    }
                 }
                 Some(newcomer) = self.ends.newcomers.recv() => {
                     self.on_newcomer(newcomer);
@@ -243,7 +246,7 @@ impl Hub {
         upstream.ended().await;
     }
 
-    fn on_upstream(&mut self) -> Result<(), Over> {
+    async fn on_upstream(&mut self) -> Result<(), Over> {
         let taken = self.ends.upstream.downlink.take(Some(usize::MAX));
         let mut fences = Vec::new();
         for event in taken.events {
@@ -253,7 +256,7 @@ impl Hub {
                 event => self.on_event(event)?,
             }
         }
-        self.fan_out(taken.deliveries);
+        self.fan_out(taken.deliveries).await;
         fences.into_iter().for_each(|request| self.on_answered(request));
         Ok(())
     }
@@ -295,7 +298,7 @@ impl Hub {
     }
 
     /// Gives the messages to all who read them, and only then wakes those.
-    fn fan_out(&mut self, mut deliveries: Vec<Delivery>) {
+    async fn fan_out(&mut self, mut deliveries: Vec<Delivery>) {
         if deliveries.is_empty() {
             return;
         }
@@ -309,9 +312,9 @@ impl Hub {
         deliveries.iter_mut().for_each(Delivery::detach);
         self.stored.note(&deliveries, &self.readers);
         self.note_moving(&deliveries);
-        let offered = self.readers.offer(&deliveries);
+        let offered = self.readers.offer(&deliveries).await;
         self.ends.upstream.downlink.confirm(receipts);
-        self.readers.wake(&offered);
+        offered.wake();
         for slow in offered.slow {
             if let Some(member) = self.readers.member(slow) {
                 member.downlink.tell(Event::Ended(Close::SlowConsumer, None));

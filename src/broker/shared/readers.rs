@@ -2,11 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
+use tokio::task::yield_now;
 
 use crate::broker::link::Downlink;
 use crate::delivery::{self, Delivery, Rendition, subscription_id};
+use crate::metrics;
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, Qos, TopicFilter};
 use crate::wire::{Contract, Format, Priority, Subscription};
@@ -55,38 +59,37 @@ struct Reader {
     reader: delivery::subscriptions::Reader,
     granted: Qos,
     retain_as_published: bool,
+    /// Its frames may be written as soon as they come.
+    goes_at_once: bool,
 }
 
 /// Who has to hear what came of a message.
 #[derive(Debug, Default)]
 pub struct Offered {
-    /// Filters whose readers have something new.
-    filters: Vec<Index>,
+    /// Sessions that have something new waiting.
+    waking: Vec<Arc<Downlink>>,
     /// Sessions whose queues are over their bound with what can't be dropped.
     pub slow: Vec<Index>,
 }
 
+/// Frames that are written before the other tasks have their turn.
+const WRITES_A_TURN: usize = 128;
+/// Frames that are written between two looks at the clock.
+const WRITES_A_LOOK: usize = 16;
+
 impl Readers {
-    /// Gives what one read of the broker brought to all who read it. Nobody is woken yet.
-    pub fn offer(&self, deliveries: &[Delivery]) -> Offered {
+    /// Gives what one read of the broker brought to all who read it: what can be written at once is, the rest waits. Nobody is woken yet.
+    pub async fn offer(&self, deliveries: &[Delivery]) -> Offered {
         let mut offered = Offered::default();
         // Of a stream one message follows the other: each reader's queue is looked at once for all of them.
         for run in deliveries.chunk_by(|one, next| one.readers == next.readers) {
             match self.filters_of(&run[0]).as_slice() {
                 [] => {}
-                [only] => self.offer_to(*only, run, &mut offered),
+                [only] => self.offer_to(*only, run, &mut offered).await,
                 several => run.iter().for_each(|delivery| self.offer_to_each(several, delivery, &mut offered)),
             }
         }
         offered
-    }
-
-    /// Wakes who has something new.
-    pub fn wake(&self, offered: &Offered) {
-        for filter in &offered.filters {
-            let readers = self.filters.get(*filter).map_or(&[][..], |filter| &filter.readers);
-            readers.iter().for_each(|reader| reader.downlink.to_session.raise());
-        }
     }
 
     /// The filters that a delivery of the broker is for.
@@ -99,24 +102,56 @@ impl Readers {
     }
 
     /// Most filters stand alone: then whoever reads it gets one frame.
-    fn offer_to(&self, index: Index, run: &[Delivery], offered: &mut Offered) {
+    async fn offer_to(&self, index: Index, run: &[Delivery], offered: &mut Offered) {
         let Some(filter) = self.filters.get(index) else { return };
         let mut forms = Vec::new();
-        for reader in &filter.readers {
-            let renditions = form(&mut forms, reader.form(), run);
-            let deliveries = run.iter().zip(renditions).map(|(delivery, rendition)| Delivery {
+        for turn in filter.readers.chunks(WRITES_A_TURN) {
+            for readers in turn.chunks(WRITES_A_LOOK) {
+                readers.iter().for_each(|reader| self.offer_run(reader, run, &mut forms, offered));
+                let now = Instant::now();
+                for form in &mut forms {
+                    form.count(now);
+                }
+            }
+            if filter.readers.len() > WRITES_A_TURN {
+                yield_now().await;
+            }
+        }
+    }
+
+    fn offer_run(&self, reader: &Reader, run: &[Delivery], forms: &mut Vec<Made>, offered: &mut Offered) {
+        let made = form(forms, reader.form(), run);
+        let deliveries = |renditions: &[Arc<Rendition>]| {
+            let deliver = |(delivery, rendition): (&Delivery, &Arc<Rendition>)| Delivery {
                 rendition: rendition.clone(),
                 contract: reader.contract,
                 readers: SmallVec::from_buf([reader.reader]),
                 msgid: delivery.msgid.clone().filter(|_| rendition.message.qos > Qos::AtMostOnce),
                 dup: delivery.dup,
                 receipt: None,
-            });
-            if !reader.downlink.offer_or_drop(deliveries) {
-                offered.slow.push(reader.member);
+            };
+            run.iter().zip(renditions).map(deliver).collect::<SmallVec<[Delivery; 1]>>()
+        };
+        if reader.goes_at_once {
+            let encode = |renditions| reader.downlink.frames(deliveries(renditions).iter());
+            // Frames that say nothing of a session's own are the same for all.
+            let frames = match reader.reader.sid {
+                None if made.frames.is_none() => {
+                    made.frames = encode(&made.renditions);
+                    made.frames.clone()
+                }
+                None => made.frames.clone(),
+                Some(_) => encode(&made.renditions),
+            };
+            if frames.is_some_and(|frames| reader.downlink.send(&frames)) {
+                made.sent += 1;
+                return;
             }
         }
-        offered.touch(index);
+        if !reader.downlink.offer_or_drop(deliveries(&made.renditions).into_iter()) {
+            offered.slow.push(reader.member);
+        }
+        offered.waking.push(reader.downlink.clone());
     }
 
     /// A session that reads several of the filters gets a frame for each contract.
@@ -128,7 +163,7 @@ impl Readers {
         for own in readers.chunk_by(|one, other| one.member == other.member) {
             let [first, ..] = own else { continue };
             let deliveries = targets(own).into_iter().enumerate().map(|(number, (contract, carrier, readers))| {
-                let rendition = form(&mut forms, carrier.form(), std::slice::from_ref(delivery))[0].clone();
+                let rendition = form(&mut forms, carrier.form(), std::slice::from_ref(delivery)).renditions[0].clone();
                 let msgid = delivery.msgid.as_ref().filter(|_| rendition.message.qos > Qos::AtMostOnce);
                 Delivery {
                     rendition,
@@ -143,8 +178,8 @@ impl Readers {
             if !first.downlink.offer_or_drop(deliveries) {
                 offered.slow.push(first.member);
             }
+            offered.waking.push(first.downlink.clone());
         }
-        indexes.iter().for_each(|index| offered.touch(*index));
     }
 
     /// Gives a stored message to one session that has just subscribed, for that subscription alone.
@@ -152,7 +187,7 @@ impl Readers {
         let Some(reader) = self.reader(member, filter) else { return };
         let mut forms = Vec::new();
         let as_stored = Form { retain_as_published: true, ..reader.form() };
-        let rendition = form(&mut forms, as_stored, std::slice::from_ref(found))[0].clone();
+        let rendition = form(&mut forms, as_stored, std::slice::from_ref(found)).renditions[0].clone();
         let msgid = found.msgid.clone().filter(|_| rendition.message.qos > Qos::AtMostOnce);
         let delivery = Delivery {
             rendition,
@@ -195,6 +230,7 @@ impl Readers {
             },
             granted,
             retain_as_published: subscription.options.retain_as_published,
+            goes_at_once: subscription.contract.goes_at_once(),
         };
         let retain_handling = subscription.options.retain_handling;
         match session.subscriptions.iter_mut().find(|own| own.filter == index) {
@@ -324,10 +360,9 @@ impl Readers {
 }
 
 impl Offered {
-    fn touch(&mut self, filter: Index) {
-        if !self.filters.contains(&filter) {
-            self.filters.push(filter);
-        }
+    /// Wakes who has something new.
+    pub fn wake(&self) {
+        self.waking.iter().for_each(|downlink| downlink.to_session.raise());
     }
 }
 
@@ -345,9 +380,30 @@ impl Reader {
     }
 }
 
+/// Messages in one form.
+struct Made {
+    form: Form,
+    renditions: Vec<Arc<Rendition>>,
+    /// The same as they go over the wire, where they say nothing of a session's own.
+    frames: Option<Bytes>,
+    /// Sessions that they were written to and are not counted.
+    sent: usize,
+}
+
+impl Made {
+    fn count(&mut self, now: Instant) {
+        let sent = std::mem::take(&mut self.sent);
+        if sent > 0 {
+            for rendition in &self.renditions {
+                metrics::delivered_to(sent, &rendition.message, now.saturating_duration_since(rendition.received));
+            }
+        }
+    }
+}
+
 /// The messages in this form, made once for all who want it.
-fn form<'a>(forms: &'a mut Vec<(Form, Vec<Arc<Rendition>>)>, form: Form, of: &[Delivery]) -> &'a [Arc<Rendition>] {
-    let known = forms.iter().position(|(other, _)| *other == form);
+fn form<'a>(forms: &'a mut Vec<Made>, form: Form, of: &[Delivery]) -> &'a mut Made {
+    let known = forms.iter().position(|made| made.form == form);
     let at = known.unwrap_or_else(|| {
         let renditions = of.iter().map(|delivery| {
             let Rendition { message, timestamp, received, .. } = &*delivery.rendition;
@@ -358,10 +414,10 @@ fn form<'a>(forms: &'a mut Vec<(Form, Vec<Arc<Rendition>>)>, form: Form, of: &[D
             };
             Arc::new(Rendition::new(message, form.format, *timestamp, *received))
         });
-        forms.push((form, renditions.collect()));
+        forms.push(Made { form, renditions: renditions.collect(), frames: None, sent: 0 });
         forms.len() - 1
     });
-    &forms[at].1
+    &mut forms[at]
 }
 
 type Target<'a> = (Contract, &'a Reader, SmallVec<[delivery::subscriptions::Reader; 1]>);

@@ -9,7 +9,9 @@ use futures_util::{Sink, Stream};
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
+use super::direct;
 use super::frame::{self, Decoder, Event, Opcode, Text};
+use crate::broker::Direct;
 use crate::http::connection::{Connection, Wire};
 use crate::http::unfinished::Share;
 use crate::session::{Inbound, Outbound, Socket};
@@ -149,6 +151,10 @@ impl WebSocket {
 impl Socket for WebSocket {
     type Text = Text;
 
+    fn direct(&self) -> Option<Arc<dyn Direct>> {
+        Some(Arc::new(direct::Socket { stream: self.connection.shared(), wire: self.wire.clone() }))
+    }
+
     fn written(&self) -> u64 {
         self.wire.written()
     }
@@ -190,6 +196,9 @@ impl Sink<Outbound> for WebSocket {
                 let (begun, rest) = text.split_at(HEAD_AT);
                 self.send(Opcode::Text, &[begun, head.as_bytes(), rest]);
             }
+            // They are frames already.
+            Outbound::Frames(bytes) if !self.is_closed => self.outbound.extend_from_slice(&bytes),
+            Outbound::Frames(_) => {}
             Outbound::Ping => self.send(Opcode::Ping, &[]),
             Outbound::Close(close) => self.send_close(close),
         }
