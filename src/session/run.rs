@@ -93,9 +93,23 @@ pub struct Arrival {
     pub newcomer: Option<Arc<Newcomer>>,
 }
 
-/// Serves a WebSocket until its end.
-pub async fn run<S: Socket>(socket: S, context: Arc<Context>, settings: Arc<Settings>, mut arrival: Arrival) {
-    let mut peer = Peer { socket, writing: Writing::default(), early: VecDeque::new() };
+/// Serves a WebSocket until its end. Not an `async fn`, which would hold what it is given twice.
+pub fn run<S: Socket>(
+    socket: S,
+    context: Arc<Context>,
+    settings: Arc<Settings>,
+    arrival: Arrival,
+) -> impl Future<Output = ()> + Send {
+    let peer = Box::new(Peer { socket, writing: Writing::default(), early: VecDeque::new() });
+    live(peer, context, settings, Box::new(arrival))
+}
+
+async fn live<S: Socket>(
+    mut peer: Box<Peer<S>>,
+    context: Arc<Context>,
+    settings: Arc<Settings>,
+    mut arrival: Box<Arrival>,
+) {
     // Each phase is on the heap, and gone when it is over: a session would take the room of all of them to its end.
     if let Err(close) = Box::pin(enter(&mut peer, &context, &mut arrival)).await {
         // Whoever waits behind it moves up.
@@ -254,7 +268,8 @@ impl Attached {
     ) -> Result<Never, Close> {
         let ready = Box::pin(self.ready(peer)).await?;
         let state = self.welcome(peer, *auth, answer, ready, session_id);
-        Box::pin(Open::new(peer, state, self).run(first)).await
+        let mut open = Box::new(Open::new(peer, state, self));
+        open.run(first).await
     }
 
     /// Says what the session is, which is open from now on.
@@ -382,11 +397,9 @@ impl<'a, S: Socket> Open<'a, S> {
         }
     }
 
-    async fn run(mut self, first: Option<S::Text>) -> Result<Never, Close> {
+    async fn run(&mut self, first: Option<S::Text>) -> Result<Never, Close> {
         self.link.downlink.set_direct(self.peer.socket.direct());
-        if let Some(text) = first {
-            self.on_text(text.as_ref())?;
-        }
+        first.map_or(Ok(()), |text| self.on_text(text.as_ref()))?;
         let result = self.serve().await;
         self.begin_writing();
         result

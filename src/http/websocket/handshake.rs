@@ -71,7 +71,7 @@ impl Handshake {
                 let begun = BytesMut::from(&read_buf[..]);
                 // It holds all of hyper's buffer, however little is in it.
                 drop(read_buf);
-                serve(io.into_inner(), begun).await;
+                Box::pin(serve(io.into_inner(), begun)).await;
             }
         });
         let mut response = Response::builder()
