@@ -24,6 +24,7 @@ mod resume;
 mod scripted_broker;
 mod second_implementation;
 mod service;
+mod shared;
 mod slow;
 mod start;
 mod subscriptions;

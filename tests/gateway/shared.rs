@@ -1,0 +1,348 @@
+//! Many sessions over few connections: what `broker.upstream = "shared"` keeps, and what it saves.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Browser, Device, Gateway, Mosquitto, eventually};
+
+const SHARED: &str = "[broker]\nupstream = \"shared\"\nconnections = 1\n";
+
+async fn house(mosquitto: &Mosquitto) -> Gateway {
+    Gateway::start(&mosquitto.url(), SHARED).await
+}
+
+/// The numbers that come, until this one has.
+async fn numbers_until(browser: &mut Browser, last: u64) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&last) {
+        let frame = browser.expect("mqtt").await;
+        numbers.push(frame["payload"].as_str().and_then(|text| text.parse().ok()).expect("a number"));
+    }
+    numbers
+}
+
+/// Clients that the gateway is at the broker for its sessions.
+async fn links(house: &Gateway) -> f64 {
+    house.metric("tidegate_broker_links{state=\"up\"}").await
+}
+
+/// Publishes what is large or to be stored, and waits for the ack.
+async fn publish(browser: &mut Browser, topic: &str, payload: &str, retain: bool) {
+    let msgid: String = payload.chars().take(8).collect();
+    let frame =
+        json!({"type": "publish", "topic": topic, "payload": payload, "qos": 1, "retain": retain, "msgid": msgid});
+    let answer = browser.ask(frame).await;
+    assert_eq!(answer["type"], "ack", "{answer}");
+}
+
+#[tokio::test]
+async fn many_sessions_share_one_connection_and_each_gets_every_message() {
+    let mosquitto = Mosquitto::start().await;
+    let house = house(&mosquitto).await;
+    let mut browsers = Vec::new();
+    for number in 0..50 {
+        let mut browser = house.browser().await;
+        browser.subscribe_with(json!({"topic": "attic/+", "qos": number % 3, "sid": number})).await;
+        browsers.push(browser);
+    }
+    assert_eq!(links(&house).await, 1.0);
+    assert_eq!(house.metric("tidegate_subscriptions").await, 50.0);
+    let mut publisher = house.browser().await;
+    for round in 0..20 {
+        publisher.publish("attic/temp", &round.to_string(), round % 3).await;
+    }
+    for (number, browser) in browsers.iter_mut().enumerate() {
+        // Those of one qos are in order.
+        for round in 0..20_u8 {
+            let frame = browser.expect("mqtt").await;
+            let qos = (round % 3).min(number as u8 % 3);
+            assert_eq!((&frame["payload"], &frame["qos"]), (&json!(round.to_string()), &json!(qos)), "{frame}");
+            assert_eq!((&frame["sids"], frame.get("msgid").is_some()), (&json!([number]), qos > 0), "{frame}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_filter_is_left_when_its_last_reader_has_left_and_no_sooner() {
+    let mosquitto = Mosquitto::start().await;
+    let house = house(&mosquitto).await;
+    let (mut anna, mut ben) = (house.browser().await, house.browser().await);
+    for round in 0..30 {
+        anna.subscribe("attic/#").await;
+        ben.subscribe("attic/#").await;
+        anna.ask(json!({"type": "unsubscribe", "topic": "attic/#"})).await;
+        anna.publish("attic/temp", &round.to_string(), 1).await;
+        assert_eq!(ben.next_delivery().await.1, round.to_string());
+        // The other way round, with nothing awaited: the late goodbye of one must not cut off the other.
+        anna.send(json!({"type": "subscribe", "topic": "attic/#", "msgid": "s"})).await;
+        ben.ask(json!({"type": "unsubscribe", "topic": "attic/#"})).await;
+        anna.expect("subscribed").await;
+        ben.publish("attic/temp", &format!("again {round}"), 1).await;
+        assert_eq!(anna.next_delivery().await.1, format!("again {round}"));
+        anna.ask(json!({"type": "unsubscribe", "topic": "attic/#"})).await;
+    }
+    assert_eq!(house.metric("tidegate_subscriptions").await, 0.0);
+    anna.publish("attic/temp", "nobody", 1).await;
+    anna.hears_nothing_for(Duration::from_millis(200)).await;
+}
+
+#[tokio::test]
+async fn stored_messages_come_to_each_new_reader_and_to_nobody_else() {
+    let mosquitto = Mosquitto::start().await;
+    let house = house(&mosquitto).await;
+    for (topic, text) in [("attic/temp", "21"), ("attic/lamp", "on"), ("hall/lamp", "off")] {
+        Device::publish(mosquitto.port, &["-r", "-q", "1", "-t", topic, "-m", text]).await;
+    }
+    let mut first = house.browser().await;
+    first.subscribe_with(json!({"topic": "attic/#", "qos": 1})).await;
+    let stored = |frame: &Value| (frame["payload"].clone(), frame["retain"].clone(), frame["qos"].clone());
+    let mut seen: Vec<_> = first.deliveries(2).await.iter().map(stored).collect();
+    seen.sort_by_key(|(payload, ..)| payload.to_string());
+    assert_eq!(seen, [(json!("21"), json!(true), json!(1)), (json!("on"), json!(true), json!(1))]);
+    // Overlapping filters, each with its own stored messages.
+    let mut second = house.browser().await;
+    second.subscribe_with(json!({"topics": [{"topic": "+/lamp", "sid": 1}, {"topic": "attic/lamp", "sid": 2}]})).await;
+    let mut sids: Vec<_> = second
+        .deliveries(3)
+        .await
+        .iter()
+        .map(|frame| format!("{} {} {}", frame["payload"], frame["sids"], frame["qos"]))
+        .collect();
+    sids.sort();
+    assert_eq!(sids, ["\"off\" [1] 0", "\"on\" [1] 0", "\"on\" [2] 0"]);
+    first.hears_nothing_for(Duration::from_millis(200)).await;
+}
+
+#[tokio::test]
+async fn no_stored_message_comes_behind_a_newer_one() {
+    let mosquitto = Mosquitto::start().await;
+    let house = house(&mosquitto).await;
+    let mut publisher = house.browser().await;
+    publish(&mut publisher, "clock", "0", true).await;
+    let ticking = tokio::spawn(async move {
+        for tick in 1..=1500 {
+            publish(&mut publisher, "clock", &tick.to_string(), true).await;
+        }
+    });
+    let mut readers = Vec::new();
+    while !ticking.is_finished() {
+        let mut reader = house.browser().await;
+        reader.subscribe("clock").await;
+        readers.push(reader);
+    }
+    ticking.await.expect("it went on to the end");
+    assert!(readers.len() > 5, "{} came while it ticked", readers.len());
+    for mut reader in readers {
+        let mut last = -1;
+        while last < 1500 {
+            let frame = reader.expect("mqtt").await;
+            let tick: i64 = frame["payload"].as_str().and_then(|text| text.parse().ok()).expect("a number");
+            assert!(tick > last || (frame["retain"] == false && tick == last), "{tick} came behind {last}");
+            assert!(last == -1 || frame["retain"] == false, "{frame} came behind {last}");
+            last = tick;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_comes_to_need_a_client_of_its_own_misses_nothing_and_hears_nothing_twice() {
+    let mosquitto = Mosquitto::start().await;
+    let house = house(&mosquitto).await;
+    let mut publisher = house.browser().await;
+    let mut browsers = Vec::new();
+    for _ in 0..6 {
+        let mut browser = house.browser().await;
+        browser.subscribe_with(json!({"topic": "count", "qos": 1})).await;
+        browsers.push(browser);
+    }
+    let counting = tokio::spawn(async move {
+        for number in 1..=2000 {
+            publisher.publish("count", &number.to_string(), 1).await;
+        }
+    });
+    let needs = [
+        json!({"topic": "x", "ack": "manual"}),
+        json!({"topic": "x", "noLocal": true}),
+        json!({"topic": "$share/group/x"}),
+    ];
+    let mut reading = Vec::new();
+    for (number, mut browser) in browsers.into_iter().enumerate() {
+        if let Some(need) = needs.get(number % 6) {
+            let mut frame = need.clone();
+            (frame["type"], frame["msgid"]) = (json!("subscribe"), json!("moves"));
+            browser.send(frame).await;
+        }
+        reading.push(tokio::spawn(async move {
+            let (mut numbers, mut subscribed) = (Vec::new(), false);
+            while numbers.last() != Some(&2000) {
+                let frame = browser.next().await;
+                match frame["type"].as_str() {
+                    Some("subscribed") => subscribed = frame["topics"][0].get("error").is_none(),
+                    _ => numbers.push(frame["payload"].as_str().and_then(|text| text.parse().ok()).expect("a number")),
+                }
+            }
+            (numbers, subscribed, browser)
+        }));
+    }
+    counting.await.expect("it went on to the end");
+    let mut open = Vec::new();
+    for (number, reading) in reading.into_iter().enumerate() {
+        let (numbers, subscribed, mut browser) = reading.await.expect("it read to the end");
+        assert_eq!(numbers, (1..=2000).collect::<Vec<u64>>(), "session {number}");
+        assert_eq!(subscribed, number < 3);
+        // It goes on as before: asks, publishes, is answered.
+        browser.publish("x/other", "y", 1).await;
+        browser.subscribe("y").await;
+        browser.publish("y", "heard", 1).await;
+        assert_eq!(browser.next_delivery().await, ("y".to_owned(), "heard".to_owned()));
+        browser.ask(json!({"type": "unsubscribe", "topic": "y"})).await;
+        open.push(browser);
+    }
+    assert_eq!(links(&house).await, 4.0, "one that is shared, and three");
+}
+
+#[tokio::test]
+async fn what_needs_a_client_of_its_own_from_the_start_has_one() {
+    let mosquitto = Mosquitto::start().await;
+    let house = house(&mosquitto).await;
+    let mut open = Vec::new();
+    for (number, auth) in [
+        json!({"clientId": "kept", "clean": false}),
+        json!({"will": {"topic": "gone", "payload": "x"}}),
+        json!({"subscriptions": [{"topic": "a", "ack": "manual"}]}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        open.push(house.open(auth).await);
+        assert_eq!(links(&house).await, 1.0 + number as f64);
+    }
+    open.push(house.open(json!({"subscriptions": [{"topic": "a", "qos": 1}]})).await);
+    assert_eq!(links(&house).await, 4.0, "and one for all who share");
+}
+
+#[tokio::test]
+async fn a_manual_ack_holds_the_broker_back_also_after_a_move() {
+    let mosquitto = Mosquitto::start().await;
+    let house = house(&mosquitto).await;
+    let mut browser = house.browser().await;
+    browser.subscribe_with(json!({"topic": "orders", "qos": 1, "ack": "manual"})).await;
+    let mut shop = house.browser().await;
+    shop.publish("orders", "one", 1).await;
+    let frame = browser.expect("mqtt").await;
+    browser.send(json!({"type": "ack", "msgid": frame["msgid"]})).await;
+    shop.publish("orders", "two", 1).await;
+    assert_eq!(browser.next_delivery().await.1, "two");
+}
+
+#[tokio::test]
+async fn an_outage_is_told_to_all_and_what_is_stored_comes_again() {
+    let mut mosquitto = Mosquitto::start().await;
+    let house = house(&mosquitto).await;
+    let mut browsers = Vec::new();
+    for _ in 0..3 {
+        let mut browser = house.browser().await;
+        browser.subscribe("attic/#").await;
+        browsers.push(browser);
+    }
+    mosquitto.kill().await;
+    for browser in &mut browsers {
+        assert_eq!(browser.expect("broker").await["status"], "down");
+    }
+    mosquitto.restart().await;
+    Device::publish(mosquitto.port, &["-r", "-t", "attic/temp", "-m", "while away"]).await;
+    for browser in &mut browsers {
+        let up = browser.expect("broker").await;
+        assert_eq!((&up["status"], &up["sessionPresent"]), (&json!("up"), &json!(false)));
+        let frame = browser.expect("mqtt").await;
+        assert_eq!(frame["payload"], "while away");
+    }
+}
+
+#[tokio::test]
+async fn one_that_reads_nothing_costs_nobody_else_anything() {
+    let mosquitto = Mosquitto::start().await;
+    let configuration = format!("{SHARED}[delivery]\nmax_queued = 100\n");
+    let house = Gateway::start(&mosquitto.url(), &configuration).await;
+    let (mut fast, mut slow) = (house.browser().await, house.browser().await);
+    fast.subscribe_with(json!({"topic": "count", "qos": 0})).await;
+    slow.subscribe_with(json!({"topic": "count", "qos": 0})).await;
+    let mut publisher = house.browser().await;
+    let text = "x".repeat(50_000);
+    for number in 1..=400 {
+        publish(&mut publisher, "count", &format!("{number:03} {text}"), false).await;
+        let frame = fast.expect("mqtt").await;
+        assert_eq!(frame["payload"].as_str().map(|text| &text[..3]), Some(format!("{number:03}").as_str()));
+    }
+    assert!(house.metric("tidegate_deliveries_dropped_total").await > 0.0);
+    let mut dropped = 0;
+    loop {
+        let frame = slow.next().await;
+        if frame["type"] == "error" {
+            assert_eq!(frame["code"], "dropped");
+            dropped += frame["count"].as_u64().expect("a count");
+        } else if frame["payload"].as_str().is_some_and(|text| text.starts_with("400")) {
+            break;
+        }
+    }
+    eventually("all that was dropped is told", async || {
+        house.metric("tidegate_deliveries_dropped_total").await >= dropped as f64
+    })
+    .await;
+    assert!(dropped > 0);
+}
+
+#[tokio::test]
+async fn one_whose_queue_is_full_of_what_can_not_be_dropped_is_closed() {
+    let mosquitto = Mosquitto::start().await;
+    let configuration = format!("{SHARED}[delivery]\nmax_queued = 50\n");
+    let house = Gateway::start(&mosquitto.url(), &configuration).await;
+    let (mut fast, mut slow) = (house.browser().await, house.browser().await);
+    fast.subscribe_with(json!({"topic": "count", "qos": 1})).await;
+    slow.subscribe_with(json!({"topic": "count", "qos": 1})).await;
+    let mut publisher = house.browser().await;
+    let text = "x".repeat(50_000);
+    for number in 1..=300 {
+        publish(&mut publisher, "count", &format!("{number:03} {text}"), false).await;
+        fast.expect("mqtt").await;
+    }
+    assert_eq!(slow.closed().await, 4008);
+    publisher.publish("count", "the last", 1).await;
+    assert_eq!(fast.next_delivery().await.1, "the last");
+}
+
+#[tokio::test]
+async fn of_two_sessions_of_one_client_identifier_the_newer_goes_on() {
+    let mosquitto = Mosquitto::start().await;
+    let house = house(&mosquitto).await;
+    let (mut older, _) = house.open(json!({"clientId": "anna"})).await;
+    older.subscribe("attic/#").await;
+    let (mut newer, _) = house.open(json!({"clientId": "anna"})).await;
+    assert_eq!(older.closed().await, 4009);
+    newer.subscribe("attic/#").await;
+    newer.publish("attic/temp", "21", 1).await;
+    assert_eq!(newer.next_delivery().await.1, "21");
+}
+
+#[tokio::test]
+async fn thousands_who_subscribe_at_one_time_ask_the_broker_once_for_each_filter() {
+    let mosquitto = Mosquitto::start().await;
+    let house = house(&mosquitto).await;
+    Device::publish(mosquitto.port, &["-r", "-t", "attic/temp", "-m", "21"]).await;
+    let mut watch = Device::subscribe(mosquitto.port, &["-t", "$SYS/broker/subscriptions/count"]).await;
+    watch.next().await;
+    let opening = (0..300).map(|_| async {
+        let mut browser = house.browser().await;
+        browser.subscribe("attic/#").await;
+        assert_eq!(browser.next_delivery().await.1, "21");
+        browser
+    });
+    let browsers = futures_util::future::join_all(opening).await;
+    assert_eq!(links(&house).await, 1.0);
+    let mut publisher = house.browser().await;
+    publisher.publish("attic/temp", "22", 0).await;
+    for mut browser in browsers {
+        assert_eq!(numbers_until(&mut browser, 22).await, [22]);
+    }
+}
