@@ -3,6 +3,7 @@
 use crate::packets::{self, Packets};
 use crate::{Result, fail};
 use bytes::{Buf, BytesMut};
+use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,7 +23,7 @@ pub struct Server {
     pub speech: Speech,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub enum Speech {
     /// The gateway's frames.
     Frames,

@@ -97,6 +97,10 @@ pub struct Options {
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     timeout: Option<u64>,
 
+    /// Seconds after the last publish for which what is missing is waited for; else until nothing has arrived for 5
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub grace: Option<u64>,
+
     /// Soak only: how long it lasts
     #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub seconds: u32,
@@ -132,10 +136,6 @@ pub struct Options {
     /// The readers that are a child's
     #[arg(long, hide = true)]
     pub share: Option<Share>,
-
-    /// Where a child's readers read
-    #[arg(long, hide = true, value_parser = loopback)]
-    pub reads_at: Option<SocketAddr>,
 
     /// What `cargo bench` adds
     #[arg(long, hide = true)]
@@ -182,17 +182,6 @@ pub enum Served {
     Coalescing,
 }
 
-impl Served {
-    pub fn speech(self) -> Speech {
-        match self {
-            Self::Gateway | Self::Node => Speech::Frames,
-            Self::MosquittoWs => Speech::Packets,
-            Self::Nchan => Speech::Path,
-            Self::Bare | Self::Coalescing => Speech::Silence,
-        }
-    }
-}
-
 /// How sessions share connections to the broker.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub enum Upstream {
@@ -202,17 +191,21 @@ pub enum Upstream {
     Shared,
 }
 
-/// The readers from `first` to before `end`, and when the clock of the run started, since 1970.
+/// What a child process reads: the readers from `first` to before `end`, of a server there. `origin` is when the clock
+/// of the run started, since 1970.
 #[derive(Clone, Debug)]
 pub struct Share {
     pub first: u32,
     pub end: u32,
     pub origin: Duration,
+    pub speech: Speech,
+    pub address: SocketAddr,
 }
 
 impl Display for Share {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{},{},{}", self.first, self.end, self.origin.as_nanos())
+        let Self { first, end, origin, speech, address } = self;
+        write!(f, "{first},{end},{},{},{address}", origin.as_nanos(), name(*speech))
     }
 }
 
@@ -220,13 +213,17 @@ impl FromStr for Share {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parts: Option<Vec<u64>> = text.split(',').map(|part| part.parse().ok()).collect();
-        match parts.as_deref() {
-            Some(&[first, end, origin]) => {
-                Ok(Self { first: first as u32, end: end as u32, origin: Duration::from_nanos(origin) })
-            }
-            _ => Err("not three numbers".into()),
-        }
+        let &[first, end, origin, speech, address] = text.split(',').collect::<Vec<_>>().as_slice() else {
+            return Err("not five parts".into());
+        };
+        let number = |text: &str| text.parse::<u64>().map_err(|error| error.to_string());
+        Ok(Self {
+            first: number(first)? as u32,
+            end: number(end)? as u32,
+            origin: Duration::from_nanos(number(origin)?),
+            speech: Speech::from_str(speech, false)?,
+            address: loopback(address)?,
+        })
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Plan {
     pub max_rate: Option<u32>,
     /// Between messages; `None`: saturated.
     pub interval: Option<Duration>,
+    /// How long after the last publish what is missing is waited for.
+    pub grace: Duration,
     /// Sessions that open at once.
     pub opening: usize,
 }
@@ -47,6 +49,7 @@ impl Plan {
             qos: options.qos,
             max_rate: options.max_rate,
             interval: options.rate().map(|rate| Duration::from_secs_f64(rate.recip())),
+            grace: Duration::from_secs(options.grace.unwrap_or(options.timeout())),
             opening: options.opening as usize,
         }
     }

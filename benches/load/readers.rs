@@ -55,21 +55,36 @@ pub enum Readers {
 }
 
 impl Readers {
-    /// Opens a session for each reader.
-    pub async fn open(options: &Options, plan: &Arc<Plan>, server: Server, clock: Clock) -> Result<Self> {
+    pub async fn start(options: &Options, plan: &Arc<Plan>, server: Server, clock: Clock) -> Result<Self> {
         if options.processes == 1 {
-            return Ok(Self::Here(Group::open(plan, server, clock, 0..plan.readers).await?));
+            return Ok(Self::Here(Group::new(plan, server, clock, 0..plan.readers)));
         }
         let place = |child| (u64::from(plan.readers) * u64::from(child) / u64::from(options.processes)) as u32;
         let mut children = Vec::new();
         for child in 0..options.processes {
+            let Server { address, speech } = server;
             let (first, end) = (place(child), place(child + 1));
-            children.push(Child::start(server, Share { first, end, origin: clock.origin() })?);
-        }
-        for child in &mut children {
-            child.hear("open").await?;
+            let mut child = Child::start(&Share { first, end, origin: clock.origin(), speech, address })?;
+            child.hear("ready").await?;
+            children.push(child);
         }
         Ok(Self::Elsewhere(children))
+    }
+
+    /// Opens a session for each reader.
+    pub async fn open(&mut self) -> Result<()> {
+        match self {
+            Self::Here(group) => group.open().await?,
+            Self::Elsewhere(children) => {
+                for child in &mut *children {
+                    child.say("open").await?;
+                }
+                for child in children {
+                    child.hear("opened").await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Lets them subscribe and read.
@@ -107,20 +122,27 @@ impl Readers {
 /// Readers of this process.
 pub struct Group {
     plan: Arc<Plan>,
+    server: Server,
     clock: Clock,
+    share: Range<u32>,
     opened: Vec<(Session, u32)>,
     ledgers: Vec<Arc<Mutex<Ledger>>>,
     tasks: JoinSet<String>,
 }
 
 impl Group {
-    async fn open(plan: &Arc<Plan>, server: Server, clock: Clock, share: Range<u32>) -> Result<Self> {
-        let sessions = share.map(async |reader| {
-            let (reading, _) = plan.reading(reader);
-            Ok::<_, crate::Error>((Session::enter(server, &reading.filter).await?, reader))
+    fn new(plan: &Arc<Plan>, server: Server, clock: Clock, share: Range<u32>) -> Self {
+        let (opened, ledgers, tasks) = (Vec::new(), Vec::new(), JoinSet::new());
+        Self { plan: plan.clone(), server, clock, share, opened, ledgers, tasks }
+    }
+
+    async fn open(&mut self) -> Result<()> {
+        let sessions = self.share.clone().map(async |reader| {
+            let (reading, _) = self.plan.reading(reader);
+            Ok::<_, crate::Error>((Session::enter(self.server, &reading.filter).await?, reader))
         });
-        let opened = stream::iter(sessions).buffered(plan.opening).try_collect().await?;
-        Ok(Self { plan: plan.clone(), clock, opened, ledgers: Vec::new(), tasks: JoinSet::new() })
+        self.opened = stream::iter(sessions).buffered(self.plan.opening).try_collect().await?;
+        Ok(())
     }
 
     async fn begin(&mut self, progress: &Arc<Progress>) -> Result<()> {
@@ -179,8 +201,8 @@ async fn read(
     }
 }
 
-/// A process of this tool that has a share of the readers. It is told `begin` and `close`, a line each; it answers
-/// `open`, `begun`, then how many messages have arrived as they do, and its account at the end.
+/// A process of this tool that has a share of the readers. It says `ready`; told to `open` and to `begin`, it says when
+/// it has, then how many messages have arrived as they do; told to `close`, it gives its account.
 pub struct Child {
     input: ChildStdin,
     output: Option<Lines<BufReader<ChildStdout>>>,
@@ -189,9 +211,9 @@ pub struct Child {
 }
 
 impl Child {
-    fn start(server: Server, share: Share) -> Result<Self> {
+    fn start(share: &Share) -> Result<Self> {
         let mut arguments: Vec<String> = std::env::args().skip(1).collect();
-        arguments.extend(["--share".into(), share.to_string(), "--reads-at".into(), server.address.to_string()]);
+        arguments.extend(["--share".into(), share.to_string()]);
         let (program, input, output) = Program::child(arguments)?;
         let output = Some(BufReader::new(output).lines());
         Ok(Self { input, output, listening: JoinSet::new(), _program: program })
@@ -236,11 +258,13 @@ impl Child {
 pub async fn serve(options: &Options, share: &Share) -> Result<()> {
     /// Arrivals are told no more often than this.
     const PAUSE: Duration = Duration::from_millis(1);
-    let Some(address) = options.reads_at else { return fail("--share goes with --reads-at") };
     let plan = Arc::new(Plan::new(options));
-    let server = Server { address, speech: options.server.speech() };
-    let mut group = Group::open(&plan, server, Clock::at(share.origin), share.first..share.end).await?;
-    println!("open");
+    let server = Server { address: share.address, speech: share.speech };
+    let mut group = Group::new(&plan, server, Clock::at(share.origin), share.first..share.end);
+    println!("ready");
+    order().await?;
+    group.open().await?;
+    println!("opened");
     order().await?;
     let progress = Arc::new(Progress::default());
     group.begin(&progress).await?;

@@ -158,8 +158,10 @@ struct Side {
 impl Side {
     /// Opens the readers' sessions, which do not read yet.
     async fn open(options: &Options, plan: &Arc<Plan>, house: &mut House) -> Result<Self> {
-        let (clock, started) = (Clock::start(), Instant::now());
-        let readers = Readers::open(options, plan, house.server, clock).await?;
+        let clock = Clock::start();
+        let mut readers = Readers::start(options, plan, house.server, clock).await?;
+        let started = Instant::now();
+        readers.open().await?;
         Ok(Self {
             plan: plan.clone(),
             clock,
@@ -196,10 +198,15 @@ impl Side {
         for publisher in publishing.join_all().await {
             self.publishers.push(publisher?);
         }
-        match self.plan.max_rate {
-            Some(_) => self.progress.until_lasts(u64::from(self.plan.lanes) * u64::from(self.plan.copies)).await,
-            None => self.progress.until(u64::from(part.end) * u64::from(self.plan.copies)).await,
-        }
+        let copies = u64::from(self.plan.copies);
+        let arrival = async {
+            match self.plan.max_rate {
+                Some(_) => self.progress.until_lasts(u64::from(self.plan.lanes) * copies).await,
+                None => self.progress.until(u64::from(part.end) * copies).await,
+            }
+        };
+        // What comes later counts as lost.
+        let _ = timeout(self.plan.grace, arrival).await;
         self.time += started.elapsed();
         let after = house.usage()?;
         self.cpu.resize(after.len(), Some(0.0));
