@@ -75,6 +75,10 @@ fn ended(who: &str, result: Result<()>) -> ExitCode {
 async fn attempt(options: &Options) -> Result<Value> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let is_of_gateways = matches!(options.scenario, Scenario::Soak | Scenario::Slow | Scenario::Check);
+    if is_of_gateways && (options.server != Served::Gateway || options.processes > 1) {
+        return fail("this scenario is for a gateway, and reads in one process");
+    }
     let run = async {
         match options.scenario {
             Scenario::Soak => soak::run(options).await,
