@@ -1,11 +1,15 @@
-//! The load tool's judgements: what its ledger says of planted faults, and its trend of planted leaks.
+//! The load tool's judgements: what its ledger says of planted faults, its trend of planted leaks, and its reading of
+//! a page of metrics.
 
 #[path = "../benches/load/ledger.rs"]
 mod ledger;
+#[path = "../benches/load/page.rs"]
+mod page;
 #[path = "../benches/load/trend.rs"]
 mod trend;
 
 use ledger::{Entry, Ledger, Stamp, Totals};
+use page::{Histogram, total};
 use std::ops::Range;
 use std::time::Duration;
 use trend::Trend;
@@ -43,6 +47,46 @@ fn each_planted_fault_is_counted_as_what_it_is() {
     for (name, arrivals, expected) in cases {
         assert_eq!(faults(0..1, 3, arrivals), expected, "{name}");
     }
+}
+
+/// Lanes without their last message, and what came behind a later one.
+fn conflation_faults(lanes: Range<u32>, each: u32, arrivals: Arrivals) -> [u64; 2] {
+    let mut ledger = Ledger::new(lanes, each);
+    for &(lane, seq) in arrivals {
+        ledger.enter(stamp(lane, seq), Duration::from_micros(25));
+    }
+    let totals = ledger.totals();
+    [totals.unfinished, totals.reordered]
+}
+
+#[test]
+fn of_a_conflated_lane_the_last_message_must_come_and_the_order_must_hold() {
+    let cases: [(&str, Arrivals, [u64; 2]); 6] = [
+        ("all came", &[(0, 0), (0, 1), (0, 2), (0, 3)], [0, 0]),
+        ("the last alone", &[(0, 3)], [0, 0]),
+        ("some between are missing", &[(0, 0), (0, 2), (0, 3)], [0, 0]),
+        ("the last is missing", &[(0, 0), (0, 2)], [1, 0]),
+        ("an old value behind the last", &[(0, 3), (0, 2)], [0, 1]),
+        ("nothing came", &[], [1, 0]),
+    ];
+    for (name, arrivals, expected) in cases {
+        assert_eq!(conflation_faults(0..1, 4, arrivals), expected, "{name}");
+    }
+    assert_eq!(conflation_faults(0..2, 4, &[(1, 3), (0, 2)]), [1, 0], "each lane has a last one of its own");
+}
+
+#[test]
+fn totals_come_back_whole_from_another_process() {
+    let mut ledger = Ledger::new(0..2, 3);
+    for (lane, seq, now) in [(0, 1, 40), (0, 0, 25), (0, 0, 25), (1, 0, 25), (7, 0, 25)] {
+        ledger.enter(stamp(lane, seq), Duration::from_micros(now));
+    }
+    let mut totals = ledger.totals();
+    let text = serde_json::to_string(&totals).expect("totals are JSON");
+    let other: Totals = serde_json::from_str(&text).expect("totals are read as they were written");
+    totals.latencies.sort_unstable();
+    assert_eq!(totals.latencies, [15, 15, 30]);
+    assert_eq!(other, totals);
 }
 
 #[test]
@@ -155,4 +199,29 @@ fn a_few_samples_make_no_trend() {
     assert_eq!(Trend::of(&level[..9]), None);
     assert_eq!(Trend::of(&[(1.0, 1.0); 20]), None, "no time passes");
     assert_eq!(Trend::of(&[]), None);
+}
+
+#[test]
+fn a_histogram_is_read_off_a_page_bucket_by_bucket() {
+    let page = "\
+        # TYPE delivery_seconds histogram\n\
+        delivery_seconds_bucket{qos=\"0\",le=\"0.001\"} 40\n\
+        delivery_seconds_bucket{qos=\"0\",le=\"0.002\"} 48\n\
+        delivery_seconds_bucket{qos=\"0\",le=\"+Inf\"} 49\n\
+        delivery_seconds_bucket{qos=\"1\",le=\"0.001\"} 40\n\
+        delivery_seconds_bucket{qos=\"1\",le=\"0.002\"} 50\n\
+        delivery_seconds_bucket{qos=\"1\",le=\"+Inf\"} 51\n\
+        delivery_seconds_sum 1\n\
+        delivery_seconds_count 100\n\
+        delivery_seconds_bucket_other 7\n";
+    let all = Histogram::read(page, "delivery_seconds");
+    let rounded = |share| all.percentile(share).map(|time| (time * 1e6).round());
+    assert_eq!(rounded(0.4), Some(500.0), "half of the first bucket");
+    assert_eq!(rounded(0.89), Some(1500.0), "half of the second");
+    assert_eq!(rounded(0.99), Some(2000.0), "past the last bound nothing is known but that bound");
+    assert_eq!(all.since(&all).percentile(0.5), None, "nothing has come since");
+    assert_eq!(all.since(&Histogram::default()), all);
+    assert_eq!(Histogram::read(page, "ack_seconds").percentile(0.5), None);
+    assert_eq!(total(page, "delivery_seconds_count"), Some(100.0));
+    assert_eq!(total(page, "delivery_seconds"), None);
 }

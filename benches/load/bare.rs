@@ -1,24 +1,30 @@
-//! The yardstick: a program that does nothing but write a ready frame to each of its WebSockets.
+//! The yardsticks: programs that do nothing but write ready frames to each of their WebSockets.
 //!
-//! One thread, blocking sockets, one write for each message and socket: no gateway that sends every
-//! delivery by itself can do with less. It runs as a child of the load tool, which hands it the
-//! frames over standard input, paced as the gateway's messages were.
+//! One thread and blocking sockets. The bare one makes one write for each message and socket: no server that sends
+//! every delivery by itself can do with less. The coalescing one takes all messages that wait and makes one write of
+//! them for each socket: no server at all can do with much less. It runs as a child of the load tool, which hands it
+//! the frames over standard input, paced as the gateway's messages were.
 
 use crate::Result;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// Tells its port, takes that many WebSockets, and writes them what it reads until the input ends.
-pub fn serve(sessions: u32) -> Result<()> {
+pub fn serve(sessions: u32, is_coalescing: bool) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     println!("{}", listener.local_addr()?);
     let mut sockets = (0..sessions).map(|_| accept(&listener)).collect::<io::Result<Vec<TcpStream>>>()?;
-    let mut input = io::stdin().lock();
-    let mut frame = Vec::new();
-    while next_frame(&mut input, &mut frame)? {
-        for socket in &mut sockets {
-            socket.write_all(&frame)?;
+    // Without the buffer of `Stdin`, which would hold back what waits.
+    let mut input = Input { pipe: File::from(io::stdin().as_fd().try_clone_to_owned()?), bytes: Vec::new() };
+    while let Some(frames) = input.waiting()? {
+        let writes = if is_coalescing { vec![frames.concat()] } else { frames };
+        for bytes in &writes {
+            for socket in &mut sockets {
+                socket.write_all(bytes)?;
+            }
         }
     }
     Ok(())
@@ -29,15 +35,42 @@ pub fn enclose(frame: &[u8]) -> Vec<u8> {
     [&(frame.len() as u32).to_le_bytes(), frame].concat()
 }
 
-fn next_frame(input: &mut impl Read, frame: &mut Vec<u8>) -> io::Result<bool> {
-    let mut length = [0; 4];
-    match input.read_exact(&mut length) {
-        Err(end) if end.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-        other => other?,
+/// Frames from a pipe.
+struct Input {
+    pipe: File,
+    /// What was read and is no whole frame yet.
+    bytes: Vec<u8>,
+}
+
+impl Input {
+    /// All frames that wait, one at least; `None` at the end.
+    fn waiting(&mut self) -> io::Result<Option<Vec<Vec<u8>>>> {
+        /// As much as a pipe holds.
+        const ROOM: usize = 65_536;
+        loop {
+            let known = self.bytes.len();
+            self.bytes.resize(known + ROOM, 0);
+            let length = self.pipe.read(&mut self.bytes[known..])?;
+            self.bytes.truncate(known + length);
+            if length == 0 {
+                return Ok(None);
+            }
+            let mut frames = Vec::new();
+            while let Some(frame) = self.next_frame() {
+                frames.push(frame);
+            }
+            if !frames.is_empty() {
+                return Ok(Some(frames));
+            }
+        }
     }
-    frame.resize(u32::from_le_bytes(length) as usize, 0);
-    input.read_exact(frame)?;
-    Ok(true)
+
+    fn next_frame(&mut self) -> Option<Vec<u8>> {
+        let (length, rest) = self.bytes.split_first_chunk()?;
+        let frame = rest.get(..u32::from_le_bytes(*length) as usize)?.to_vec();
+        self.bytes.drain(..length.len() + frame.len());
+        Some(frame)
+    }
 }
 
 fn accept(listener: &TcpListener) -> io::Result<TcpStream> {

@@ -1,6 +1,7 @@
 //! What a reader got, against what was sent to it: every message is stamped, so a lost, repeated,
 //! late or foreign one shows by itself.
 
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -61,9 +62,11 @@ pub struct Ledger {
 }
 
 /// The sums of one ledger, or of several.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Totals {
     pub expected: u64,
+    /// Lanes whose last message did not come.
+    pub unfinished: u64,
     /// First copies only.
     pub received: u64,
     pub duplicated: u64,
@@ -71,6 +74,7 @@ pub struct Totals {
     pub reordered: u64,
     pub stray: u64,
     /// Send to receipt, in microseconds, one for each first copy.
+    #[serde(with = "runs")]
     pub latencies: Vec<u32>,
 }
 
@@ -121,7 +125,8 @@ impl Ledger {
 
     /// Closes the book.
     pub fn totals(self) -> Totals {
-        self.totals
+        let unfinished = self.next.iter().filter(|&&next| next < self.each).count() as u64;
+        Totals { unfinished, ..self.totals }
     }
 }
 
@@ -132,6 +137,7 @@ impl Totals {
 
     pub fn add(&mut self, other: Self) {
         self.expected += other.expected;
+        self.unfinished += other.unfinished;
         self.received += other.received;
         self.duplicated += other.duplicated;
         self.reordered += other.reordered;
@@ -147,5 +153,22 @@ impl Totals {
             let rank = (share * self.latencies.len() as f64).ceil() as usize;
             self.latencies.get(rank.saturating_sub(1)).copied().unwrap_or(0)
         })
+    }
+}
+
+/// Latencies as they are written: each that occurs, in order, and how often it does.
+mod runs {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(latencies: &[u32], serializer: S) -> Result<S::Ok, S::Error> {
+        let mut sorted = latencies.to_vec();
+        sorted.sort_unstable();
+        let runs: Vec<_> = sorted.chunk_by(PartialEq::eq).map(|run| (run[0], run.len())).collect();
+        runs.serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+        let runs = Vec::<(u32, usize)>::deserialize(deserializer)?;
+        Ok(runs.into_iter().flat_map(|(latency, count)| std::iter::repeat_n(latency, count)).collect())
     }
 }

@@ -1,10 +1,18 @@
 //! The load tool: `cargo bench --bench load -- --help`.
 
 mod bare;
+mod check;
 mod client;
+mod house;
 mod ledger;
 mod options;
+mod packets;
+mod page;
+mod plan;
 mod process;
+mod progress;
+mod publisher;
+mod readers;
 mod report;
 mod scenario;
 mod slow;
@@ -12,7 +20,7 @@ mod soak;
 mod trend;
 
 use clap::Parser;
-use options::{Options, Scenario};
+use options::{Options, Scenario, Served};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -28,15 +36,15 @@ fn fail<T>(why: impl Into<String>) -> Result<T> {
 fn main() -> ExitCode {
     let options = Options::parse();
     if options.scenario == Scenario::Bare {
-        return match bare::serve(options.sessions()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("the bare program: {error}");
-                ExitCode::FAILURE
-            }
-        };
+        return ended("the bare program", bare::serve(options.sessions(), options.server == Served::Coalescing));
     }
     let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
+    if let Some(share) = &options.share {
+        let served = runtime.block_on(readers::serve(&options, share));
+        // Standard input is read by a thread that nobody can call back.
+        runtime.shutdown_background();
+        return ended("a process of readers", served);
+    }
     let line = runtime
         .block_on(attempt(&options))
         .unwrap_or_else(|error| json!({"scenario": options::name(options.scenario), "failures": [error.to_string()]}));
@@ -52,14 +60,30 @@ fn main() -> ExitCode {
     }
 }
 
+/// How a child process of the tool ends.
+fn ended(who: &str, result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{who}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// One run. However it ends, what it started ends with it.
 async fn attempt(options: &Options) -> Result<Value> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let is_of_gateways = matches!(options.scenario, Scenario::Soak | Scenario::Slow | Scenario::Check);
+    if is_of_gateways && (options.server != Served::Gateway || options.processes > 1) {
+        return fail("this scenario is for a gateway, and reads in one process");
+    }
     let run = async {
         match options.scenario {
             Scenario::Soak => soak::run(options).await,
             Scenario::Slow => slow::run(options).await,
+            Scenario::Check => check::run(options).await,
             _ => Ok(scenario::run(options).await?.line(options)),
         }
     };

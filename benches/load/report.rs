@@ -1,29 +1,34 @@
 //! What a run has to tell: one JSON line, and the reasons why it failed.
 
 use crate::ledger::Totals;
-use crate::options::{Broker, Door, Options, name};
+use crate::options::{Broker, Options, Served, name};
 use crate::process::Usage;
-use serde_json::{Value, json};
+use crate::readers::Account;
+use serde_json::{Map, Value, json};
 use std::fmt::Display;
 use std::time::Duration;
 
 pub struct Report {
     /// Time that it took to open all sessions.
     pub opening: Duration,
-    /// Gateway and broker: before the opening, after it, settled, and at the end.
-    pub usage: [[Option<Usage>; 2]; 4],
-    pub gateway: Outcome,
+    /// What the parts of the server are called; the server itself comes first.
+    pub names: Vec<&'static str>,
+    /// Each part: before the opening, after it, settled, and at the end.
+    pub usage: [Vec<Option<Usage>>; 4],
+    /// The median and the 99th percentile of the gateway's own histogram.
+    pub delivery_seconds: [Option<f64>; 2],
+    pub server: Outcome,
     pub bare: Option<Outcome>,
 }
 
 /// How one side of the run ended.
 pub struct Outcome {
     pub published: u64,
+    /// Whether each publish is acknowledged.
+    pub are_answered: bool,
     pub acks: u64,
-    pub totals: Totals,
-    /// Why sessions ended that should have lived.
-    pub ended: Vec<String>,
-    /// Seconds of each program, where known.
+    pub account: Account,
+    /// Seconds of each part, where known.
     pub cpu: Vec<Option<f64>>,
     pub time: Duration,
 }
@@ -31,55 +36,80 @@ pub struct Outcome {
 impl Report {
     /// The line; its `failures` are empty if the run passed.
     pub fn line(mut self, options: &Options) -> Value {
-        let [before, opened, settled, after] = self.usage;
+        let [before, opened, settled, after] = &self.usage;
         let broker_is_known = options.at.is_none() || options.broker != Broker::Mosquitto;
+        let sessions = f64::from(options.sessions());
         let growth = |bytes: fn(Usage) -> u64| {
             let growth = bytes(settled[0]?).saturating_sub(bytes(before[0]?));
             Some(growth / u64::from(options.sessions()))
         };
         let memory = [growth(|usage| usage.rss), growth(|usage| usage.anonymous)];
-        let opening = |program: usize| Some(round(opened[program]?.cpu_seconds - before[program]?.cpu_seconds));
-        let program = |program: usize| {
-            let (before, after) = (before[program]?, after[program]?);
+        let opening: Vec<Option<f64>> = before
+            .iter()
+            .zip(opened)
+            .map(|(before, opened)| Some((*opened)?.cpu_seconds - (*before)?.cpu_seconds))
+            .collect();
+        let opening_cpu = opening.iter().copied().sum::<Option<f64>>();
+        let part = |place: usize| {
+            let (before, after) = (before[place]?, after[place]?);
             Some(json!({
-                "cpu_seconds": self.gateway.cpu[program].map(round),
-                "cpu_seconds_a_million": self.gateway.a_million(program).map(round),
+                "cpu_seconds": self.server.cpu[place].map(round),
+                "cpu_seconds_a_million": self.server.a_million(place).map(round),
                 "rss_before": before.rss, "rss_after": after.rss,
                 "anonymous_before": before.anonymous, "anonymous_after": after.anonymous,
             }))
         };
-        let ratio = self.bare.as_ref().and_then(|bare| Some(self.gateway.a_million(0)? / bare.a_million(0)?));
+        let by_name = |figure: &dyn Fn(usize) -> Value| {
+            let figures = self.names.iter().enumerate().map(|(place, &name)| (name.to_owned(), figure(place)));
+            figures.collect::<Map<_, _>>()
+        };
+        let totals = &self.server.account.totals;
+        let seconds = self.opening.as_secs_f64();
         let mut line = json!({
             "scenario": name(options.scenario),
             "options": {
-                "broker": broker_is_known.then(|| options.broker.to_string()),
+                "server": name(options.server),
+                "upstream": options.upstream.map(name),
+                "broker": (broker_is_known && options.server == Served::Gateway).then(|| options.broker.to_string()),
                 "sessions": options.sessions(),
                 "messages": options.messages(),
                 "rate": options.rate(),
+                "max_rate": options.max_rate,
                 "size": options.size,
                 "qos": options.qos,
                 "publish": name(options.publisher()),
+                "processes": options.processes,
             },
-            "expected": self.gateway.totals.expected,
-            "received": self.gateway.totals.received,
-            "lost": self.gateway.totals.lost(),
-            "duplicated": self.gateway.totals.duplicated,
-            "reordered": self.gateway.totals.reordered,
-            "stray": self.gateway.totals.stray,
-            "acks": self.gateway.acks,
-            "seconds": round(self.gateway.time.as_secs_f64()),
+            "published": self.server.published,
+            "expected": totals.expected,
+            "received": totals.received,
+            "lost": totals.lost(),
+            "duplicated": totals.duplicated,
+            "reordered": totals.reordered,
+            "stray": totals.stray,
+            "unfinished": totals.unfinished,
+            "acks": self.server.acks,
+            "seconds": round(self.server.time.as_secs_f64()),
             "opening": {
-                "seconds": round(self.opening.as_secs_f64()),
-                "gateway_cpu_seconds": opening(0), "broker_cpu_seconds": opening(1),
+                "seconds": round(seconds),
+                "sessions_a_second": round(sessions / seconds),
+                "cpu_seconds": by_name(&|place| json!(opening[place].map(round))),
+                "cpu_ms_a_session": opening_cpu.map(|cpu| round(cpu * 1000.0 / sessions)),
             },
             "bytes_a_session": memory[0],
             "anonymous_bytes_a_session": memory[1],
-            "gateway": program(0),
-            "broker": program(1),
-            "ratio": ratio.map(round),
-            "failures": self.failures(options, memory[0], ratio),
+            "parts": by_name(&|place| json!(part(place))),
+            "server_cpu_seconds_a_million": self.server.all().map(|cpu| round(cpu * 1e6 / totals.received.max(1) as f64)),
+            "server_cpu_seconds_a_million_published":
+                self.server.all().map(|cpu| round(cpu * 1e6 / self.server.published as f64)),
+            "delivery_ms": {
+                "p50": self.delivery_seconds[0].map(|time| round(time * 1000.0)),
+                "p99": self.delivery_seconds[1].map(|time| round(time * 1000.0)),
+            },
+            "ratio": self.ratio().map(round),
+            "failures": self.failures(options, memory[0]),
         });
-        line["latency_us"] = self.gateway.latency();
+        line["latency_us"] = self.server.latency();
         line["bare"] = self.bare.as_mut().map_or(Value::Null, |bare| {
             json!({
                 "cpu_seconds": bare.cpu[0].map(round),
@@ -91,47 +121,62 @@ impl Report {
         line
     }
 
-    fn failures(&self, options: &Options, bytes: Option<u64>, ratio: Option<f64>) -> Vec<String> {
-        let may_lose = options.qos == 0 && options.rate().is_none();
-        let mut failures = self.gateway.faults("the gateway", may_lose);
+    /// The gateway's cost of a delivery over the bare program's.
+    pub fn ratio(&self) -> Option<f64> {
+        Some(self.server.a_million(0)? / self.bare.as_ref()?.a_million(0)?)
+    }
+
+    fn failures(&self, options: &Options, bytes: Option<u64>) -> Vec<String> {
+        let may_lose = options.max_rate.is_some() || options.qos == 0 && options.rate().is_none();
+        let must_finish = options.max_rate.is_some();
+        let mut failures = self.server.faults("the server", may_lose, must_finish);
         if let Some(bare) = &self.bare {
-            failures.extend(bare.faults("the bare program", false));
+            failures.extend(bare.faults("the bare program", false, false));
         }
-        let all_answered = options.qos > 0 || options.publisher() == Door::Session;
-        let Outcome { published, acks, .. } = self.gateway;
-        if all_answered && acks != published {
+        let Outcome { published, acks, are_answered, .. } = self.server;
+        if are_answered && acks != published {
             failures.push(format!("{acks} of {published} publishes were acknowledged"));
         }
         failures.extend(over("bytes a session", bytes, options.max_bytes_a_session));
-        let times = "times the bare program's cost";
-        failures.extend(over(times, ratio, options.max_ratio));
+        failures.extend(over("times the bare program's cost", self.ratio(), options.max_ratio));
         failures
     }
 }
 
 impl Outcome {
-    fn faults(&self, who: &str, may_lose: bool) -> Vec<String> {
-        let lost = if may_lose { 0 } else { self.totals.lost() };
-        let Totals { duplicated, reordered, stray, .. } = self.totals;
-        let mut faults: Vec<String> =
-            [(lost, "lost"), (duplicated, "duplicated"), (reordered, "reordered"), (stray, "misdirected")]
-                .into_iter()
-                .filter(|&(count, _)| count > 0)
-                .map(|(count, fault)| format!("{who}: {count} {fault}"))
-                .collect();
-        if let [first, ..] = self.ended.as_slice() {
-            faults.push(format!("{who}: {} sessions ended, one because {first}", self.ended.len()));
+    fn faults(&self, who: &str, may_lose: bool, must_finish: bool) -> Vec<String> {
+        let Totals { duplicated, reordered, stray, unfinished, .. } = self.account.totals;
+        let lost = if may_lose { 0 } else { self.account.totals.lost() };
+        let unfinished = if must_finish { unfinished } else { 0 };
+        let mut faults: Vec<String> = [
+            (lost, "lost"),
+            (duplicated, "duplicated"),
+            (reordered, "reordered"),
+            (stray, "misdirected"),
+            (unfinished, "last values missing"),
+        ]
+        .into_iter()
+        .filter(|&(count, _)| count > 0)
+        .map(|(count, fault)| format!("{who}: {count} {fault}"))
+        .collect();
+        if let [first, ..] = self.account.ended.as_slice() {
+            faults.push(format!("{who}: {} sessions ended, one because {first}", self.account.ended.len()));
         }
         faults
     }
 
-    /// Seconds of a program for a million deliveries.
-    fn a_million(&self, program: usize) -> Option<f64> {
-        Some(self.cpu[program]? * 1e6 / self.totals.received.max(1) as f64)
+    /// Seconds of a part for a million deliveries.
+    fn a_million(&self, part: usize) -> Option<f64> {
+        Some(self.cpu[part]? * 1e6 / self.account.totals.received.max(1) as f64)
+    }
+
+    /// Seconds of all parts.
+    fn all(&self) -> Option<f64> {
+        self.cpu.iter().copied().sum()
     }
 
     fn latency(&mut self) -> Value {
-        let [p50, p90, p99, max] = self.totals.percentiles([0.5, 0.9, 0.99, 1.0]);
+        let [p50, p90, p99, max] = self.account.totals.percentiles([0.5, 0.9, 0.99, 1.0]);
         json!({"p50": p50, "p90": p90, "p99": p99, "max": max})
     }
 }

@@ -1,10 +1,13 @@
 //! Slow readers: what those who read notice of those who don't. The same messages go to the fast readers in turns, without
 //! and with sessions beside them that read nothing.
 
-use crate::client::{Publisher, Session};
+use crate::client::Session;
+use crate::house::House;
 use crate::ledger::{Entry, Ledger, Stamp, Totals};
 use crate::options::{Options, name};
-use crate::process::{House, check_descriptors, total};
+use crate::page::total;
+use crate::process::check_descriptors;
+use crate::publisher::Publisher;
 use crate::{Result, fail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
@@ -32,7 +35,7 @@ pub async fn run(options: &Options) -> Result<Value> {
     let Some(rate) = options.rate() else { return fail("slow has a --rate") };
     let (fast, slow, each) = (options.sessions(), options.slow, options.messages());
     check_descriptors(2 * u64::from(fast + slow) + 100)?;
-    let house = House::start(options).await?;
+    let house = House::gateway(options).await?;
     let Some(broker) = house.broker_address else { return fail("slow starts its own broker") };
     eprintln!("opening {fast} sessions");
     let readers = Readers::open(&house, options).await?;
@@ -70,7 +73,7 @@ pub async fn run(options: &Options) -> Result<Value> {
 /// Opens sessions that read nothing from here on, and fills them until the gateway drops what comes for them.
 async fn stall(house: &House, count: u32) -> Result<Vec<Session>> {
     let sessions = (0..count).map(async |_| {
-        let mut session = Session::open(house.gateway_address).await?;
+        let mut session = Session::open(house.server.address).await?;
         session.subscribe("load/flood", 0).await?;
         session.subscribe("load/0", 0).await?;
         Ok::<_, crate::Error>(session)
@@ -104,7 +107,7 @@ struct Readers {
 impl Readers {
     async fn open(house: &House, options: &Options) -> Result<Readers> {
         let sessions = (0..options.sessions()).map(async |_| {
-            let mut session = Session::open(house.gateway_address).await?;
+            let mut session = Session::open(house.server.address).await?;
             session.subscribe("load/0", options.qos).await?;
             Ok::<_, crate::Error>(session)
         });

@@ -1,9 +1,12 @@
 //! The soak: sessions come and go for as long as one likes, and what the gateway holds must not grow by it.
 
-use crate::client::{Publisher, Session};
+use crate::client::Session;
+use crate::house::House;
 use crate::ledger::{Entry, Ledger, Stamp, Totals};
 use crate::options::{Options, name};
-use crate::process::{House, check_descriptors, total};
+use crate::page::total;
+use crate::process::check_descriptors;
+use crate::publisher::Publisher;
 use crate::trend::Trend;
 use crate::{Result, fail};
 use rand::Rng;
@@ -48,13 +51,13 @@ pub async fn run(options: &Options) -> Result<Value> {
     let Some(rate) = options.rate() else { return fail("a soak has a --rate") };
     let sessions = options.sessions();
     check_descriptors(2 * u64::from(sessions) + 100)?;
-    let house = House::start(options).await?;
+    let house = House::gateway(options).await?;
     let Some(broker) = house.broker_address else { return fail("a soak starts its own broker") };
-    Session::open(house.gateway_address).await?.close().await?;
+    Session::open(house.server.address).await?.close().await?;
     let idle = idle(&house).await?;
 
     eprintln!("opening {sessions} sessions");
-    let crowd = Arc::new(Crowd::new(house.gateway_address, options, rate));
+    let crowd = Arc::new(Crowd::new(house.server.address, options, rate));
     let mut seats = JoinSet::new();
     for seat in 0..sessions {
         seats.spawn(crowd.clone().sit(seat));
