@@ -21,8 +21,7 @@ def write(docs, results, judged):
 def text(results, judged):
     machine = results["machine"]
     known = ", ".join(f"{name} {version}" for name, version in machine.items() if name not in ("processors", "kernel"))
-    yield f"Measured on {results['date']}, medians of turns, of which there were {results['rounds']}, on {machine['processors']},"
-    yield f"Linux {machine['kernel']}: {known}."
+    yield f"Measured on {results['date']} on {machine['processors']}, Linux {machine['kernel']}: {known}."
     yield ""
     yield "![CPU seconds for a million deliveries, by server](performance.svg)"
     yield ""
@@ -38,7 +37,9 @@ def text(results, judged):
         yield ""
         yield "`" + " ".join(plan.arguments("", 1)) + "`"
         yield ""
-        yield from table(work, results["runs"].get(work, {}))
+        runs = results["runs"].get(work, {})
+        yield from table(work, runs)
+        yield from circumstances(runs, machine["tidegate"])
     yield ""
 
 
@@ -55,6 +56,16 @@ def table(work, runs):
             why = lines[0]["failures"][0].split("\n")[0] if lines else "not measured"
             cells = [f"({why})"] + [""] * (len(columns) - 1)
         yield f"| {SERVERS[server].title} | " + " | ".join(cells) + " |"
+
+
+def circumstances(runs, version):
+    """How often it was measured, and which Tidegate was, where that is another than the page says."""
+    turns = sorted({len(lines) for lines in runs.values()})
+    others = sorted({f"{line['of']['tidegate']} on {line['of']['date']}" for lines in runs.values() for line in lines
+                     if line["of"]["tidegate"] != version})
+    if turns:
+        yield ""
+        yield f"Medians of {' or '.join(map(str, turns))} turns." + (f" Measured with {', '.join(others)}." if others else "")
 
 
 def median(of):
