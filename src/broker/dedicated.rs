@@ -45,19 +45,23 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// Commands are taken while less than this waits to be written to the broker.
 const MAX_OUTBOUND: usize = 64 * 1024;
 
-/// Serves one session until it has ended and the broker knows.
-pub(super) async fn run(
+/// Serves one session until it has ended and the broker knows. Not an `async fn`, which would hold what it is given twice.
+pub(super) fn run(
     setup: Arc<Setup>,
     opening: Opening,
     downlink: Arc<Downlink>,
     commands: mpsc::Receiver<Order>,
     predecessor: Option<Handle>,
-) {
+) -> impl Future<Output = ()> + Send {
+    live(Box::new(Dedicated::new(setup, opening, downlink, commands)), predecessor)
+}
+
+async fn live(mut dedicated: Box<Dedicated>, predecessor: Option<Handle>) {
     if let Some(predecessor) = predecessor {
         predecessor.take_over();
         let _ = timeout(LAST_REQUESTS, predecessor.ended()).await;
+        drop(predecessor);
     }
-    let mut dedicated = Dedicated::new(setup, opening, downlink, commands);
     while let Some((connection, connack)) = dedicated.offline().await {
         dedicated.is_now(LinkState::Up);
         let lost = dedicated.online(connection, connack).await;
