@@ -77,6 +77,8 @@ fn a_wrong_value_is_told_with_the_place_it_came_from() {
         (Flags::default(), ("TIDEGATE_BROKER__GRACE", "0"), "TIDEGATE_BROKER__GRACE: invalid value: integer `0`"),
         (Flags::default(), ("TIDEGATE_BROKER_GRACE", "1"), "is it TIDEGATE_BROKER__GRACE?"),
         (Flags::default(), ("TIDEGATE_BROKER__CA_FILE", "/none"), "broker.ca_file: cannot read /none: No such file"),
+        (Flags::default(), ("TIDEGATE_HTTP__BACKLOG", "0"), "a whole number from 1 to 4294967295"),
+        (Flags::default(), ("TIDEGATE_HTTP__BACKLOG", "4294967296"), "a whole number from 1 to 4294967295"),
         (Flags::default(), ("TIDEGATE_HTTP__MAX_HEADER", "1023"), "http.max_header is 1023: browsers send heads of"),
         (
             Flags::default(),
