@@ -7,8 +7,8 @@ use clap::Parser;
 use tidegate::app::{App, tell_panics};
 use tidegate::cli::{Cli, Command};
 use tidegate::config::{Config, Flags, TEMPLATE, environment};
-use tidegate::{log, metrics};
-use tokio::runtime::Runtime;
+use tidegate::log::{self, Log};
+use tidegate::{metrics, runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[global_allocator]
@@ -29,8 +29,12 @@ fn main() -> ExitCode {
     match cli.command {
         Some(Command::CheckConfig) => print(&format!("{config}\nok\n")),
         Some(Command::DefaultConfig) | None => {
-            let runtime = Runtime::new().expect("a process may have threads");
-            let status = runtime.block_on(run(config, &cli.flags));
+            let log = log::init(&config.log);
+            let runtime = match runtime::start(&config.runtime) {
+                Ok(runtime) => runtime,
+                Err(error) => return fail(&error, 1),
+            };
+            let status = runtime.block_on(run(config, log, &cli.flags));
             // A look-up of the broker's name may be under way, and nobody waits for it any more.
             runtime.shutdown_background();
             status
@@ -38,8 +42,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(config: Config, flags: &Flags) -> ExitCode {
-    let log = log::init(&config.log);
+async fn run(config: Config, log: Log, flags: &Flags) -> ExitCode {
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing has chosen a provider before");
     let page = metrics::install().expect("nothing has installed a recorder before");
     tell_panics();
