@@ -1,6 +1,7 @@
-//! What the process takes of its machine: threads, and the processors they run on.
+//! What the process takes of its machine: threads, the processors they run on, and descriptors.
 
 mod config;
+mod descriptors;
 #[cfg(not(target_os = "linux"))]
 #[path = "runtime/not_linux.rs"]
 mod processors;
@@ -18,6 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 use tracing::{info, warn};
 
 pub use self::config::Config;
+pub use self::descriptors::{Descriptors, needed_descriptors};
 use self::processors::Processors;
 
 /// Starts the event loop; on the way back, each worker runs where it is to run.

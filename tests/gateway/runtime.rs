@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{Gateway, Mosquitto};
+use crate::support::{Gateway, Mosquitto, eventually};
 
 /// Where each thread of the event loop may run, as the kernel lists it.
 fn workers(gateway: &Gateway) -> Vec<String> {
@@ -34,6 +34,40 @@ fn processors() -> Vec<String> {
     let number = |text: &str| text.trim().parse::<usize>().expect("a number");
     let ranges = list.split(',').map(|range| range.split_once('-').unwrap_or((range, range)));
     ranges.flat_map(|(first, last)| number(first)..=number(last)).map(|number| number.to_string()).collect()
+}
+
+#[tokio::test]
+async fn the_descriptor_limit_is_raised_at_the_start_and_told() {
+    let mosquitto = Mosquitto::start().await;
+    let limits = "ulimit -Sn 100; ulimit -Hn 4000";
+    let gateway = Gateway::start_after(limits, &mosquitto.url(), "[connections]\nmax = 1000").await;
+    let told = line(&gateway, "the descriptor limit is as high as it may be").expect("it is told");
+    assert!(told.contains("INFO") && told.contains("from=100 to=4000"), "{told}");
+    assert_eq!(gateway.metric("process_max_fds").await, 4000.0);
+    // More than the old limit had room for.
+    let mut browsers = Vec::new();
+    for _ in 0..60 {
+        browsers.push(gateway.browser().await);
+    }
+    assert!(gateway.metric("process_open_fds").await > 120.0);
+}
+
+#[tokio::test]
+async fn too_few_descriptors_for_a_full_house_are_warned_of_at_the_start_and_at_a_reload() {
+    const WARNING: &str = "too few descriptors for connections.max";
+    let mosquitto = Mosquitto::start().await;
+    let house = |max: usize| format!("[connections]\nmax = {max}\nmax_queued = 1\nmax_unauthenticated = 35");
+    for (max, is_warned) in [(950, false), (951, true)] {
+        let gateway = Gateway::start_after("ulimit -n 2000", &mosquitto.url(), &house(max)).await;
+        let warning = line(&gateway, WARNING);
+        assert_eq!(warning.is_some(), is_warned, "{max} sessions: {warning:?}");
+        if let Some(warning) = warning {
+            assert!(warning.contains("WARN") && warning.contains("limit=2000 needed=2002"), "{warning}");
+        } else {
+            gateway.reload(&house(1000)).await;
+            eventually("it is warned of", async || line(&gateway, WARNING).is_some()).await;
+        }
+    }
 }
 
 #[tokio::test]
