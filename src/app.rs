@@ -69,8 +69,8 @@ impl App {
         let drain = Drain::default();
         let closing = drain.begun().clone();
         let over = CancellationToken::new();
-        let listener = http::listen("http.listen", config.http.listen).await?;
-        let admin_listener = http::listen("http.admin_listen", config.http.admin_listen).await?;
+        let listener = http::listen("http.listen", config.http.listen, config.http.backlog).await?;
+        let admin_listener = http::listen("http.admin_listen", config.http.admin_listen, config.http.backlog).await?;
         let broker_timeout = config.broker.request_timeout;
         let broker = Broker::start(config.broker.clone(), tasks.clone(), closing.clone())?;
         metrics::outbox_limit(config.delivery.max_total_bytes.get());

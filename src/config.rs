@@ -20,7 +20,7 @@ use toml::{Table, Value};
 pub use self::changes::Change;
 pub use self::environment::environment;
 pub use self::flags::Flags;
-use crate::{access, broker, delivery, http, log, session, shutdown, wire};
+use crate::{access, broker, delivery, http, log, runtime, session, shutdown, wire};
 
 /// A configuration file with every setting, its meaning and, as a comment, its default.
 pub const TEMPLATE: &str = include_str!("config/default.toml");
@@ -41,6 +41,8 @@ pub struct Config {
     pub delivery: delivery::Config,
     /// How large frames may be.
     pub wire: wire::Config,
+    /// What the event loop takes of the machine.
+    pub runtime: runtime::Config,
     /// What is logged.
     pub log: log::Config,
     /// How Tidegate stops.
@@ -90,6 +92,7 @@ impl Config {
             .check()
             .and_then(|()| self.broker.check())
             .and_then(|()| self.wire.check())
+            .and_then(|()| self.runtime.check())
             .map_err(ConfigError::Together)
     }
 }

@@ -13,6 +13,7 @@ mod ws;
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::http::header;
@@ -54,8 +55,8 @@ pub async fn serve_admin(listener: Listener, page: PrometheusHandle, terms: Term
 }
 
 /// Opens a listener; the error names the setting.
-pub async fn listen(setting: &'static str, address: SocketAddr) -> Result<Listener, ListenError> {
-    Listener::bind(address).await.map_err(|error| ListenError { setting, address, error })
+pub async fn listen(setting: &'static str, address: SocketAddr, backlog: NonZeroU32) -> Result<Listener, ListenError> {
+    Listener::bind(address, backlog).await.map_err(|error| ListenError { setting, address, error })
 }
 
 /// An address can't be listened on.

@@ -21,6 +21,7 @@ pub mod log;
 pub mod metrics;
 pub mod mqtt;
 pub mod overload;
+pub mod runtime;
 pub mod session;
 pub mod shutdown;
 pub mod systemd;

@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tidegate::app::{App, tell_panics};
+use tidegate::broker::BrokerUrl;
 use tidegate::cli::{Cli, Command};
 use tidegate::config::{Config, Flags, TEMPLATE, environment};
-use tidegate::{log, metrics};
-use tokio::runtime::Runtime;
+use tidegate::log::{self, Log};
+use tidegate::metrics;
+use tidegate::runtime::{self, Descriptors, needed_descriptors};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[global_allocator]
@@ -29,8 +31,14 @@ fn main() -> ExitCode {
     match cli.command {
         Some(Command::CheckConfig) => print(&format!("{config}\nok\n")),
         Some(Command::DefaultConfig) | None => {
-            let runtime = Runtime::new().expect("a process may have threads");
-            let status = runtime.block_on(run(config, &cli.flags));
+            let log = log::init(&config.log);
+            let descriptors = Descriptors::raise();
+            descriptors.judge(needed(&config));
+            let runtime = match runtime::start(&config.runtime) {
+                Ok(runtime) => runtime,
+                Err(error) => return fail(&error, 1),
+            };
+            let status = runtime.block_on(run(config, log, descriptors, &cli.flags));
             // A look-up of the broker's name may be under way, and nobody waits for it any more.
             runtime.shutdown_background();
             status
@@ -38,8 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(config: Config, flags: &Flags) -> ExitCode {
-    let log = log::init(&config.log);
+async fn run(config: Config, log: Log, descriptors: Descriptors, flags: &Flags) -> ExitCode {
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing has chosen a provider before");
     let page = metrics::install().expect("nothing has installed a recorder before");
     tell_panics();
@@ -58,7 +65,13 @@ async fn run(config: Config, flags: &Flags) -> ExitCode {
         tokio::select! {
             () = stops.next() => break true,
             () = app.told_to_stop() => break false,
-            _ = hangup.recv() => app.reload(Config::load(flags, environment())),
+            _ = hangup.recv() => {
+                let read = Config::load(flags, environment());
+                if let Ok(config) = &read {
+                    descriptors.judge(needed(config));
+                }
+                app.reload(read);
+            }
             () = app.tell_ready(), if !is_told => is_told = true,
         }
     };
@@ -72,6 +85,16 @@ async fn run(config: Config, flags: &Flags) -> ExitCode {
         () = app.stop() => ExitCode::SUCCESS,
         () = second_signal => ExitCode::FAILURE,
     }
+}
+
+/// The descriptors that this configuration asks for. A session has its browser's connection and its own to the broker, which has
+/// its other end in this process too where the broker is embedded.
+fn needed(config: &Config) -> u64 {
+    let each = match config.broker.url {
+        BrokerUrl::Embedded { .. } => 3,
+        BrokerUrl::Mqtt { .. } => 2,
+    };
+    needed_descriptors(&config.connections, each)
 }
 
 /// SIGTERM and SIGINT, which mean the same.

@@ -15,7 +15,7 @@ const FLOORS: [&[&str]; 14] = [
     &["devices"],
     &["broker"],
     &["overload"],
-    &["metrics", "audit", "log", "shutdown", "systemd"],
+    &["metrics", "audit", "log", "runtime", "shutdown", "systemd"],
     &["access", "delivery"],
     &["wire"],
     &["mqtt"],
@@ -26,12 +26,13 @@ const FLOORS: [&[&str]; 14] = [
 ];
 
 /// What only some places may know.
-const KNOWN_TO: [(&str, &[&str]); 5] = [
+const KNOWN_TO: [(&str, &[&str]); 6] = [
     ("axum", &["http"]),
     ("hyper", &["http"]),
     ("hyper_util", &["http"]),
     ("rumqttd", &["broker::embedded", "tunnel"]),
     ("rumqttc", &[]),
+    ("rustix", &["runtime"]),
 ];
 
 /// No sockets, tasks, clocks, logs or metrics: these return what happened, and the caller counts it.

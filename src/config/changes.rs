@@ -31,6 +31,7 @@ impl Config {
             session: new.session,
             delivery: new.delivery,
             wire: new.wire,
+            runtime: self.runtime.clone(),
             log: log::Config { format: self.log.format, level: new.log.level },
             shutdown: new.shutdown,
         };

@@ -1,7 +1,7 @@
 //! Scenes with all that a configuration comes from.
 
 use std::fs;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -77,6 +77,8 @@ fn a_wrong_value_is_told_with_the_place_it_came_from() {
         (Flags::default(), ("TIDEGATE_BROKER__GRACE", "0"), "TIDEGATE_BROKER__GRACE: invalid value: integer `0`"),
         (Flags::default(), ("TIDEGATE_BROKER_GRACE", "1"), "is it TIDEGATE_BROKER__GRACE?"),
         (Flags::default(), ("TIDEGATE_BROKER__CA_FILE", "/none"), "broker.ca_file: cannot read /none: No such file"),
+        (Flags::default(), ("TIDEGATE_HTTP__BACKLOG", "0"), "a whole number from 1 to 4294967295"),
+        (Flags::default(), ("TIDEGATE_HTTP__BACKLOG", "4294967296"), "a whole number from 1 to 4294967295"),
         (Flags::default(), ("TIDEGATE_HTTP__MAX_HEADER", "1023"), "http.max_header is 1023: browsers send heads of"),
         (
             Flags::default(),
@@ -88,6 +90,12 @@ fn a_wrong_value_is_told_with_the_place_it_came_from() {
             Flags::default(),
             ("TIDEGATE_WIRE__MAX_UNFINISHED_BYTES", "1000"),
             "wire.max_unfinished_bytes is 1000, less than",
+        ),
+        (Flags::default(), ("TIDEGATE_RUNTIME__WORKER_THREADS", "0"), "a whole number, at least 1"),
+        (
+            Flags::default(),
+            ("TIDEGATE_RUNTIME__WORKER_THREADS", "1025"),
+            "runtime.worker_threads is 1025: more than there are processors",
         ),
         (Flags::default(), ("TIDEGATE_HTTP__LISTEN", "127.0.0.1:9464"), "http.admin_listen are both 127.0.0.1:9464"),
     ] {
@@ -193,7 +201,8 @@ fn full() -> Config {
         max_publishes_per_second: some(),
         ..session::Config::default()
     };
-    Config { broker, session, shutdown, ..Config::default() }
+    let runtime = runtime::Config { worker_threads: NonZeroUsize::new(1), ..runtime::Config::default() };
+    Config { broker, session, shutdown, runtime, ..Config::default() }
 }
 
 #[test]
@@ -230,7 +239,7 @@ fn a_configuration_read_again_replaces_what_new_sessions_read_and_names_what_nee
     let old = house_of("[log]\nlevel = \"info\"\n[wire]\nmax_frame = 5");
     let new = house_of(
         "[http]\nlisten = \"127.0.0.1:1\"\n[broker]\nusername = \"ann\"\n[session]\nmax_subscriptions = 3\n\
-         [delivery]\nmax_queued = 4\n[wire]\nmax_frame = 5\n[log]\nlevel = \"warn\"\nformat = \"json\"\n\
+         [delivery]\nmax_queued = 4\n[wire]\nmax_frame = 5\n[runtime]\nworker_threads = 1\npin_workers = true\n[log]\nlevel = \"warn\"\nformat = \"json\"\n\
          [shutdown]\ndeadline = 6",
     );
     let (next, changes) = old.replaced_by(new.clone());
@@ -247,6 +256,8 @@ fn a_configuration_read_again_replaces_what_new_sessions_read_and_names_what_nee
             "broker.username:  -> \"ann\", restart",
             "session.max_subscriptions: 1000 -> 3",
             "delivery.max_queued: 1000 -> 4",
+            "runtime.worker_threads:  -> 1, restart",
+            "runtime.pin_workers: false -> true, restart",
             "log.format: \"text\" -> \"json\", restart",
             "log.level: \"info\" -> \"warn\"",
             "shutdown.deadline: 10 -> 6",
@@ -256,7 +267,7 @@ fn a_configuration_read_again_replaces_what_new_sessions_read_and_names_what_nee
     assert_eq!((next.http.listen.port(), next.log.format), (8080, log::Format::Text));
     // What needs a restart is told again as long as it does.
     let (_, again) = next.replaced_by(new);
-    assert!(again.len() == 3 && again.iter().all(|change| change.needs_restart), "{again:?}");
+    assert!(again.len() == 5 && again.iter().all(|change| change.needs_restart), "{again:?}");
     assert_eq!(next.replaced_by(next.clone()).1, []);
 }
 

@@ -1,7 +1,7 @@
 //! The `[http]` section.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,9 @@ pub struct Config {
     /// The largest head of a request, in bytes.
     #[serde(deserialize_with = "units::count")]
     pub max_header: NonZeroUsize,
+    /// The most connections that wait to be accepted; Linux makes it `net.core.somaxconn` if that is lower.
+    #[serde(deserialize_with = "units::count")]
+    pub backlog: NonZeroU32,
     /// The proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<Network>,
 }
@@ -39,6 +42,7 @@ impl Default for Config {
             admin_listen: (Ipv4Addr::LOCALHOST, 9464).into(),
             header_timeout: Duration::from_secs(10),
             max_header: const { NonZeroUsize::new(16 << 10).unwrap() },
+            backlog: const { NonZeroU32::new(4096).unwrap() },
             trusted_proxies: Vec::new(),
         }
     }

@@ -21,6 +21,7 @@ mod proxy;
 mod real_input;
 mod reload;
 mod resume;
+mod runtime;
 mod scripted_broker;
 mod second_implementation;
 mod service;

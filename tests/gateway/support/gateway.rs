@@ -11,6 +11,8 @@ use tokio::time::timeout;
 use super::mosquitto::signal;
 use super::{Browser, Mosquitto, PATIENCE, eventually};
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_tidegate");
+
 pub struct Gateway {
     /// Where browsers connect.
     pub address: String,
@@ -31,7 +33,7 @@ impl Gateway {
     /// Before the broker at this URL, with a configuration file.
     pub async fn start(broker: &str, configuration: &str) -> Gateway {
         let gateway = Gateway::start_unready(broker, configuration).await;
-        eventually("the gateway is ready", async || gateway.get(&gateway.address, "/readyz").await.0 == 200).await;
+        gateway.ready().await;
         gateway
     }
 
@@ -42,10 +44,23 @@ impl Gateway {
 
     /// The same, with these variables in its environment.
     pub async fn start_unready_with(broker: &str, configuration: &str, variables: &[(&str, &str)]) -> Gateway {
+        Gateway::become_of(Command::new(PROGRAM), broker, configuration, variables).await
+    }
+
+    /// As `start`, in a shell's place: it has the limits and the processors that these commands leave it.
+    pub async fn start_after(commands: &str, broker: &str, configuration: &str) -> Gateway {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("set -e; {commands}; exec \"$0\" \"$@\""), PROGRAM]);
+        let gateway = Gateway::become_of(shell, broker, configuration, &[]).await;
+        gateway.ready().await;
+        gateway
+    }
+
+    async fn become_of(mut program: Command, broker: &str, configuration: &str, variables: &[(&str, &str)]) -> Gateway {
         let folder = TempDir::new().expect("a folder");
         let file = folder.path().join("tidegate.toml");
         std::fs::write(&file, configuration).expect("written");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        let mut child = program
             .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--broker", broker, "--config"])
             .arg(&file)
             .env_clear()
@@ -75,6 +90,10 @@ impl Gateway {
             }
         }
         gateway
+    }
+
+    async fn ready(&self) {
+        eventually("the gateway is ready", async || self.get(&self.address, "/readyz").await.0 == 200).await;
     }
 
     /// The port where browsers connect.
