@@ -260,7 +260,12 @@ impl Options {
         Ok(Options {
             broker,
             sid,
-            contract: Contract { ack: ack_option(fields)?.unwrap_or(self.contract.ack), format, priority },
+            contract: Contract {
+                ack: ack_option(fields)?.unwrap_or(self.contract.ack),
+                format,
+                priority,
+                ..self.contract
+            },
         })
     }
 

@@ -528,7 +528,7 @@ fn options_of_a_subscription_are_read() {
     let full = r#"{"type":"subscribe","topic":"a/+","qos":2,"sid":-7,"format":"json","ack":"manual","priority":"low","retainHandling":2,"noLocal":true,"retainAsPublished":true}"#;
     let options =
         SubscribeOptions { qos: Qos::ExactlyOnce, no_local: true, retain_as_published: true, retain_handling: 2 };
-    let contract = Contract { ack: Ack::Manual, format: Format::Json, priority: Priority::Low };
+    let contract = Contract { ack: Ack::Manual, format: Format::Json, priority: Priority::Low, ..Contract::default() };
     let expected =
         Subscription { filter: TopicFilter::parse("a/+").expect("a filter"), options, sid: Some(-7), contract };
     assert_eq!(one_subscription(full), expected);
@@ -551,7 +551,7 @@ fn options_beside_topics_hold_for_entries_that_have_none_of_their_own() {
             Asked::Invalid { .. } => panic!("all are valid"),
         })
         .collect();
-    let manual = Contract { ack: Ack::Manual, format: Format::Text, priority: Priority::High };
+    let manual = Contract { ack: Ack::Manual, priority: Priority::High, ..Contract::default() };
     let own = Contract { format: Format::Json, ..Contract::default() };
     assert_eq!(seen, [(1, Some(5), manual), (1, Some(5), manual), (0, Some(6), own)]);
 }
