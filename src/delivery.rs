@@ -1,6 +1,7 @@
 //! What waits for a browser: which of its subscriptions a message is for, and the queue it waits in. Free of sockets and clocks.
 
 mod config;
+pub mod merge_patch;
 pub mod outbox;
 pub mod rendition;
 pub mod subscriptions;

@@ -67,6 +67,11 @@ fn payload(out: &mut String, payload: &[u8], format: Format) {
     string(out, text);
 }
 
+/// Whether a text is JSON that our own decoder would take.
+pub fn is_json(text: &str) -> bool {
+    as_json(text).is_some()
+}
+
 /// The text without the space around it, if it is JSON that our own decoder would take.
 fn as_json(text: &str) -> Option<&str> {
     if flaw(text.as_bytes()).is_some() {
