@@ -11,8 +11,8 @@ use tokio::sync::{Notify, mpsc};
 use super::budget::Budget;
 use super::signal::Signal;
 
-use crate::delivery::outbox::Excess;
-use crate::delivery::{self, Bound, Delivery, Outbox, Overflow, subscription_id};
+use crate::delivery::outbox::{Excess, Offer};
+use crate::delivery::{self, Bound, Delivery, Gaps, Outbox, Overflow, subscription_id};
 use crate::metrics;
 use crate::mqtt::inflight::{Receipt, RequestId};
 use crate::mqtt::{Message, Qos, Reason, TopicFilter, packet};
@@ -146,6 +146,12 @@ pub struct Taken {
     pub bytes: usize,
     /// How many were dropped since the last time.
     pub dropped: u64,
+    /// Topics of which something was dropped that a delta would rest on.
+    pub gaps: Gaps,
+    /// When there may be more to take though nothing new comes.
+    pub again: Option<Instant>,
+    /// What the session may keep for now.
+    pub bound: Bound,
 }
 
 /// A session's end of its link.
@@ -238,6 +244,10 @@ struct State {
     taken: usize,
     /// Bytes of the broker's connection while that is not read.
     unread: usize,
+    /// Bytes that the session keeps of what it has written.
+    kept: usize,
+    /// When the session looks again by itself.
+    looks_at: Option<Instant>,
     confirmations: Vec<Receipt>,
     excess: Excess,
     /// The link waits for room.
@@ -266,7 +276,7 @@ enum Phase {
 impl State {
     /// Tells what is held now. What is taken as soon as it is offered never shows: what all sessions share is dear.
     fn account(&mut self, budget: &Budget) {
-        let held = self.outbox.bytes() + self.taken + self.unread;
+        let held = self.outbox.bytes() + self.outbox.kept() + self.taken + self.unread + self.kept;
         self.charged = budget.charge(self.charged, held + held / LOSS);
         let deliveries = self.outbox.len();
         if deliveries > FEW || self.counted != 0 {
@@ -276,7 +286,7 @@ impl State {
     }
 
     fn forget(&mut self, budget: &Budget) {
-        (self.outbox, self.taken, self.unread) = (Outbox::default(), 0, 0);
+        (self.outbox, self.taken, self.unread, self.kept) = (Outbox::default(), 0, 0, 0);
         self.account(budget);
     }
 
@@ -320,11 +330,26 @@ impl Downlink {
         };
         // What has waited for another read may wait for long.
         state.outbox.detach();
-        let dropped = deliveries.map(|delivery| state.outbox.offer(delivery, excess, &bound)).sum();
-        metrics::deliveries_dropped(dropped);
+        let offers = deliveries.map(|delivery| state.outbox.offer(delivery, excess, &bound));
+        let offer = offers.fold(Offer::default(), Offer::and);
+        metrics::deliveries_dropped(offer.dropped);
+        metrics::deliveries_conflated(offer.conflated);
+        let confirmed = state.outbox.take_confirmed();
+        let is_confirming = !confirmed.is_empty();
+        state.confirmations.extend(confirmed);
+        // A session that would find nothing to take is not woken.
+        let is_sooner = offer.due.is_some_and(|due| state.looks_at.is_none_or(|at| due < at));
+        if is_sooner {
+            state.looks_at = offer.due;
+        }
         state.account(&self.budget);
         drop(state);
-        self.to_session.raise();
+        if is_confirming {
+            self.to_link.raise();
+        }
+        if offer.has_news || is_sooner {
+            self.to_session.raise();
+        }
     }
 
     /// Link: whether the broker's connection may be read, which holds so many bytes.
@@ -397,11 +422,19 @@ impl Downlink {
     /// written.
     ///
     /// One look at both, so that what a delivery follows from is always told before it.
-    pub fn take(&self, bytes: Option<usize>) -> Taken {
+    pub fn take(&self, bytes: Option<usize>, now: Instant) -> Taken {
         let left = self.left();
+        let bound = self.config.bound(left);
         let mut state = self.lock();
+        if state.phase == Phase::Draining {
+            state.outbox.release_all();
+        } else if state.is_held || state.outbox.is_full(&bound) {
+            // What they wait for would not come.
+            state.outbox.release_batches();
+        }
         let before = state.outbox.bytes();
-        let deliveries = bytes.map_or_else(Vec::new, |bytes| state.outbox.take(bytes.min(left.max(LEAST_TAKEN))));
+        let deliveries = bytes.map_or_else(Vec::new, |bytes| state.outbox.take(bytes.min(left.max(LEAST_TAKEN)), now));
+        state.looks_at = bytes.and_then(|_| state.outbox.next_due());
         state.taken = before - state.outbox.bytes();
         if state.is_held && !deliveries.is_empty() {
             self.to_link.raise();
@@ -412,6 +445,18 @@ impl Downlink {
             deliveries,
             bytes: state.taken,
             dropped: state.outbox.take_dropped(),
+            gaps: state.outbox.take_gaps(),
+            again: state.looks_at,
+            bound,
+        }
+    }
+
+    /// Session: it keeps so many bytes of what it has written.
+    pub fn keep(&self, bytes: usize) {
+        let mut state = self.lock();
+        if state.phase != Phase::Ended {
+            state.kept = bytes;
+            state.account(&self.budget);
         }
     }
 
@@ -515,6 +560,7 @@ mod tests {
             msgid: None,
             dup: false,
             receipt: None,
+            skipped: 0,
         }
     }
 
@@ -538,10 +584,10 @@ mod tests {
         theirs.offer([delivery(30 * KIB)].into_iter());
         ours.offer([delivery(20 * KIB)].into_iter());
         assert!(!ours.may_read(0), "less is left than what waits");
-        theirs.take(Some(usize::MAX));
-        theirs.take(Some(usize::MAX));
+        theirs.take(Some(usize::MAX), Instant::now());
+        theirs.take(Some(usize::MAX), Instant::now());
         let _ = ours.to_link.raised().now_or_never();
-        assert_eq!(ours.take(Some(usize::MAX)).deliveries.len(), 1);
+        assert_eq!(ours.take(Some(usize::MAX), Instant::now()).deliveries.len(), 1);
         assert!(ours.to_link.raised().now_or_never().is_some());
         assert!(ours.may_read(0));
     }
@@ -553,11 +599,11 @@ mod tests {
         let left = || downlink.left() / KIB;
         downlink.offer([delivery(100 * KIB)].into_iter());
         assert!((855..=874).contains(&left()), "{} KiB", left());
-        assert_eq!(downlink.take(Some(usize::MAX)).deliveries.len(), 1);
+        assert_eq!(downlink.take(Some(usize::MAX), Instant::now()).deliveries.len(), 1);
         assert!((855..=874).contains(&left()), "{} KiB", left());
         downlink.encoded(200 * KIB);
         assert!((705..=724).contains(&left()), "{} KiB", left());
-        downlink.take(Some(usize::MAX));
+        downlink.take(Some(usize::MAX), Instant::now());
         assert_eq!(left(), 1024);
         downlink.offer((0..1000).map(|_| delivery(0)));
         let before = left();

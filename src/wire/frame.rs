@@ -124,6 +124,13 @@ pub struct Contract {
     pub batch: Option<Batch>,
 }
 
+impl Contract {
+    /// Deliveries may wait here though their client would take them: for their time, or for others.
+    pub fn waits(&self) -> bool {
+        self.max_rate.is_some() || self.batch.is_some()
+    }
+}
+
 /// How often something may come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rate {
@@ -410,4 +417,6 @@ pub struct Head {
     pub msgid: Option<Arc<str>>,
     /// The broker delivered it before.
     pub dup: bool,
+    /// How many for its topic were conflated away before it.
+    pub skipped: u32,
 }

@@ -56,6 +56,7 @@ impl Dedicated {
                 contract: target.contract,
                 readers: target.readers,
                 dup,
+                skipped: 0,
             });
         }
     }
