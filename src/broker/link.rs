@@ -537,15 +537,16 @@ impl Drop for Downlink {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use bytes::Bytes;
     use futures_util::FutureExt;
 
     use super::*;
     use crate::delivery::Rendition;
+    use crate::delivery::subscriptions::Reader;
     use crate::mqtt::Topic;
-    use crate::wire::{Contract, Format};
+    use crate::wire::{Contract, Format, Rate};
 
     const KIB: usize = 1024;
 
@@ -626,5 +627,55 @@ mod tests {
         }
         let held = 1024 - downlink.left() / KIB;
         assert!((400..=700).contains(&held), "{held} KiB");
+    }
+
+    #[test]
+    fn what_only_takes_the_place_of_a_waiting_value_wakes_nobody() {
+        let [downlink] = downlinks(1024 * KIB);
+        open(&downlink);
+        let start = Instant::now();
+        let after = |millis| start + Duration::from_millis(millis);
+        let is_woken = || downlink.to_session.raised().now_or_never().is_some();
+        let offer = |rate: f64, millis| {
+            let mut delivery = delivery(10);
+            let message = delivery.rendition.message.clone();
+            delivery.rendition = Arc::new(Rendition::new(message, Format::Text, 0, after(millis)));
+            delivery.contract.max_rate = Rate::per_second(rate);
+            let id = rate as u32;
+            delivery.readers.push(Reader { id, sid: None, is_shared: false });
+            delivery.receipt = Some(millis);
+            downlink.offer([delivery].into_iter());
+        };
+        offer(1.0, 0);
+        assert!(is_woken(), "it can be taken");
+        let taken = downlink.take(Some(usize::MAX), start);
+        assert_eq!((taken.deliveries.len(), taken.again), (1, None));
+        offer(1.0, 10);
+        assert!(is_woken(), "it must look again");
+        assert_eq!(downlink.take(Some(usize::MAX), after(10)).again, Some(after(1000)));
+        for millis in 20..500 {
+            offer(1.0, millis);
+            assert!(!is_woken(), "what waits is newer, and no more");
+        }
+        assert_eq!(downlink.take_confirmations(), [10].into_iter().chain(20..499).collect::<Vec<_>>());
+        offer(2.0, 500);
+        assert!(is_woken());
+        assert_eq!(downlink.take(Some(usize::MAX), after(500)).again, Some(after(1000)));
+        offer(2.0, 501);
+        assert!(!is_woken(), "the timer is early enough");
+        let taken = downlink.take(Some(usize::MAX), after(1000));
+        assert_eq!((taken.deliveries.len(), taken.again), (2, None));
+        assert_eq!((taken.deliveries[0].skipped, taken.deliveries[0].receipt), (480, Some(499)));
+    }
+
+    #[test]
+    fn what_a_session_keeps_is_charged_while_it_lives() {
+        let [downlink] = downlinks(1024 * KIB);
+        open(&downlink);
+        downlink.keep(200 * KIB);
+        assert!(downlink.left() <= 1024 * KIB - 300 * KIB);
+        Handle { downlink: downlink.clone() }.end(Close::Lost);
+        downlink.keep(200 * KIB);
+        assert_eq!(downlink.left(), 1024 * KIB);
     }
 }

@@ -39,7 +39,9 @@ pub struct Conflation {
 struct Slot {
     topic: Topic,
     contract: Contract,
-    /// The subscriptions that the last delivery was for: no other kind of delivery has any of them.
+    /// The shared subscription that it is for: deliveries of one are never merged with others.
+    shared: Option<u32>,
+    /// The subscriptions that its deliveries were for.
     readers: SmallVec<[u32; 2]>,
     stage: Stage,
     /// When the next may go.
@@ -104,17 +106,16 @@ impl Conflation {
     /// contract that they have no more: it is conflated away, or comes for other subscriptions alone.
     pub fn find(&mut self, delivery: &Delivery, left: &mut Vec<Delivery>) -> Option<u32> {
         let slots = self.by_topic.get(&delivery.rendition.message.topic)?;
-        let theirs = |index: &u32| self.slots[*index as usize].as_ref().is_some_and(|slot| slot.is_for(delivery));
-        let ours =
-            |index: &u32| self.slots[*index as usize].as_ref().is_some_and(|slot| slot.contract == delivery.contract);
+        let slot = |index: &u32| self.slots[*index as usize].as_ref();
+        let is_ours = |index: &u32| slot(index).is_some_and(|slot| slot.takes(delivery));
         if let [only] = slots.as_slice()
-            && theirs(only)
-            && ours(only)
+            && is_ours(only)
         {
             return Some(*only);
         }
-        let mut others: SmallVec<[u32; 2]> = slots.iter().copied().filter(theirs).collect();
-        let found = others.iter().position(ours).map(|at| others.remove(at));
+        let found = slots.iter().copied().find(is_ours);
+        let is_theirs = |index: &u32| Some(*index) != found && slot(index).is_some_and(|slot| slot.is_for(delivery));
+        let others: SmallVec<[u32; 2]> = slots.iter().copied().filter(is_theirs).collect();
         for index in others {
             for reader in &delivery.readers {
                 left.extend(self.remove_reader(index, reader.id));
@@ -314,11 +315,17 @@ impl Conflation {
         });
         self.kept += kept(&topic);
         self.by_topic.entry(topic.clone()).or_default().push(index);
-        let contract = delivery.contract;
-        let readers = SmallVec::new();
-        let stage = Stage::Resting;
-        self.slots[index as usize] =
-            Some(Slot { topic, contract, readers, stage, due: now, place: 0, waiting: None, is_fresh: false });
+        self.slots[index as usize] = Some(Slot {
+            topic,
+            contract: delivery.contract,
+            shared: shared(delivery),
+            readers: SmallVec::new(),
+            stage: Stage::Resting,
+            due: now,
+            place: 0,
+            waiting: None,
+            is_fresh: false,
+        });
         index
     }
 
@@ -378,6 +385,10 @@ impl Conflation {
 }
 
 impl Slot {
+    fn takes(&self, delivery: &Delivery) -> bool {
+        self.contract == delivery.contract && self.shared == shared(delivery)
+    }
+
     fn is_for(&self, delivery: &Delivery) -> bool {
         delivery.readers.iter().any(|reader| self.readers.contains(&reader.id))
     }
@@ -389,6 +400,11 @@ impl Slot {
             }
         }
     }
+}
+
+/// The shared subscription that a delivery is for.
+fn shared(delivery: &Delivery) -> Option<u32> {
+    delivery.readers.first().filter(|reader| reader.is_shared).map(|reader| reader.id)
 }
 
 fn slot(slots: &mut [Option<Slot>], index: u32) -> &mut Slot {

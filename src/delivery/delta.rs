@@ -217,7 +217,7 @@ mod tests {
         Delivery {
             rendition: Arc::new(Rendition::new(message, Format::Text, 0, Instant::now())),
             contract: DELTA,
-            readers: SmallVec::from_iter([Reader { id: 1, sid: None }]),
+            readers: SmallVec::from_iter([Reader { id: 1, sid: None, is_shared: false }]),
             msgid: None,
             dup: false,
             receipt: None,
@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(seen(bases.advance(&one(), &BOUND)), "=");
         assert_eq!(seen(bases.advance(&Delivery { dup: true, ..one() }, &BOUND)), "=");
         let mut both = one();
-        both.readers.push(Reader { id: 2, sid: None });
+        both.readers.push(Reader { id: 2, sid: None, is_shared: false });
         assert_eq!(seen(bases.advance(&both, &BOUND)), "=");
         assert_eq!(seen(bases.advance(&one(), &BOUND)), "", "one of both has it");
         assert_eq!(seen(bases.advance(&both, &BOUND)), "", "and both still have");

@@ -30,7 +30,7 @@ pub struct Delivery {
     pub dup: bool,
     /// What confirms it; nothing at QoS 0, and where it is confirmed as soon as it waits here.
     pub receipt: Option<Receipt>,
-    /// How many for the same topic were conflated away before it; counted here, so it begins as 0.
+    /// How many for its topic it took the place of; counted here, so it begins as 0.
     pub skipped: u32,
 }
 
@@ -408,7 +408,7 @@ mod tests {
         Delivery {
             rendition: rendition(Bytes::from_static(payload.as_bytes()), qos, false),
             contract: Contract::default(),
-            readers: SmallVec::from_iter([Reader { id: 1, sid: None }]),
+            readers: SmallVec::from_iter([Reader { id: 1, sid: None, is_shared: false }]),
             msgid: None,
             dup: false,
             receipt: (qos > Qos::AtMostOnce).then_some(7),
@@ -628,7 +628,7 @@ mod tests {
         let bound = at_most(10);
         outbox.offer(delivery("alone", Qos::AtLeastOnce), Excess::Hold, &bound);
         let mut both = delivery("both", Qos::AtLeastOnce);
-        both.readers.push(Reader { id: 2, sid: Some(5) });
+        both.readers.push(Reader { id: 2, sid: Some(5), is_shared: false });
         outbox.offer(both, Excess::Hold, &bound);
         let mut nobody = delivery("no subscription known", Qos::AtMostOnce);
         nobody.readers.clear();
@@ -733,6 +733,17 @@ mod tests {
     }
 
     #[test]
+    fn a_shared_subscription_is_never_merged_with_others() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let mut shared = of("a", "shared", per_second(1.0), start);
+        shared.readers[0] = Reader { id: 2, sid: None, is_shared: true };
+        hold(&mut outbox, of("a", "1", per_second(1.0), start));
+        assert_eq!(hold(&mut outbox, shared).conflated, 0);
+        assert_eq!(hold(&mut outbox, of("a", "2", per_second(1.0), start)).conflated, 1);
+        assert_eq!(taken(&mut outbox, start), ["2", "shared"]);
+    }
+
+    #[test]
     fn a_slot_goes_in_the_place_of_what_came_for_it_first() {
         let (mut outbox, start) = (Outbox::default(), Instant::now());
         let plain = Contract::default();
@@ -781,7 +792,7 @@ mod tests {
     fn subscribing_again_changes_how_often_and_what_is_older_never_comes_later() {
         let (mut outbox, start) = (Outbox::default(), Instant::now());
         let mut other = of("a", "for another", per_second(1.0), start);
-        other.readers.push(Reader { id: 2, sid: None });
+        other.readers.push(Reader { id: 2, sid: None, is_shared: false });
         hold(&mut outbox, of("a", "1", per_second(1.0), start));
         taken(&mut outbox, start);
         hold(&mut outbox, of("a", "2", per_second(1.0), after(start, 100)));
@@ -804,7 +815,7 @@ mod tests {
     fn whoever_shared_a_value_that_was_conflated_away_gets_what_took_its_place() {
         let (mut outbox, start) = (Outbox::default(), Instant::now());
         let mut both = of("a", "live", per_second(1.0), start);
-        both.readers.push(Reader { id: 2, sid: Some(2) });
+        both.readers.push(Reader { id: 2, sid: Some(2), is_shared: false });
         hold(&mut outbox, both);
         hold(&mut outbox, of("a", "stored", per_second(1.0), start));
         let all = outbox.take(usize::MAX, start);
@@ -958,7 +969,7 @@ mod tests {
                             let mut delivery = of(["a", "b", "c"][topic], &number.to_string(), contracts[contract], now);
                             delivery.readers[0].id = contract as u32;
                             if contract == 1 && number % 2 == 0 {
-                                delivery.readers.push(Reader { id: 7, sid: None });
+                                delivery.readers.push(Reader { id: 7, sid: None, is_shared: false });
                             }
                             if is_sure {
                                 let message = Message { qos: Qos::AtLeastOnce, ..delivery.rendition.message.clone() };
@@ -979,7 +990,8 @@ mod tests {
                                 if let Some(before) = last_taken.insert(key.clone(), number) {
                                     prop_assert!(before < number, "{before} before {number}");
                                 }
-                                if let Some(rate) = delivery.contract.max_rate.filter(|_| delivery.contract.batch.is_none())
+                                let is_alone = delivery.contract.batch.is_none();
+                                if let Some(rate) = delivery.contract.max_rate.filter(|_| is_alone)
                                     && let Some(at) = taken_at.insert(key, now)
                                 {
                                     prop_assert!(now - at >= rate.interval(), "{number} came too early");

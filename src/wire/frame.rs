@@ -417,6 +417,6 @@ pub struct Head {
     pub msgid: Option<Arc<str>>,
     /// The broker delivered it before.
     pub dup: bool,
-    /// How many for its topic were conflated away before it.
+    /// How many for its topic it took the place of.
     pub skipped: u32,
 }
