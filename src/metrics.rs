@@ -184,6 +184,24 @@ pub fn deliveries_dropped(count: usize) {
     }
 }
 
+/// Newer deliveries for their topics took the place of so many.
+pub fn deliveries_conflated(count: usize) {
+    if count > 0 {
+        METRICS.conflated.increment(count as u64);
+    }
+}
+
+/// A delivery with delta changed nothing, and was left out: so many bytes less.
+pub fn delivery_unchanged(saved: usize) {
+    METRICS.unchanged.increment(1);
+    METRICS.delta_saved.increment(saved as u64);
+}
+
+/// A delivery came as a patch: so many bytes less.
+pub fn delivery_patched(saved: usize) {
+    METRICS.delta_saved.increment(saved as u64);
+}
+
 /// A delivery for a subscription that the session never made was left to whoever made it.
 pub fn delivery_withheld() {
     METRICS.withheld.increment(1);
@@ -242,6 +260,9 @@ struct Metrics {
     outbox_bytes: Gauge,
     outbox_limit: Gauge,
     dropped: Counter,
+    conflated: Counter,
+    unchanged: Counter,
+    delta_saved: Counter,
     withheld: Counter,
     links_up: Gauge,
     links_down: Gauge,
@@ -305,6 +326,9 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         outbox_bytes: gauge!("tidegate_outbox_bytes"),
         outbox_limit: gauge!("tidegate_outbox_limit_bytes"),
         dropped: counter!("tidegate_deliveries_dropped_total"),
+        conflated: counter!("tidegate_deliveries_conflated_total"),
+        unchanged: counter!("tidegate_deliveries_unchanged_total"),
+        delta_saved: counter!("tidegate_delta_saved_bytes_total"),
         withheld: counter!("tidegate_deliveries_withheld_total"),
         links_up: gauge!("tidegate_broker_links", "state" => "up"),
         links_down: gauge!("tidegate_broker_links", "state" => "down"),
@@ -345,7 +369,7 @@ fn describe() {
     describe_histogram!(
         "tidegate_delivery_seconds",
         Unit::Seconds,
-        "From reading a message from the broker to writing it to a browser's socket."
+        "From reading a message from the broker to writing it to a browser's socket; without what maxRate or batch lets wait."
     );
     describe_histogram!(
         "tidegate_publish_ack_seconds",
@@ -369,6 +393,19 @@ fn describe() {
     describe_counter!(
         "tidegate_deliveries_dropped_total",
         "Deliveries of QoS 0 that were dropped because their browser read nothing."
+    );
+    describe_counter!(
+        "tidegate_deliveries_conflated_total",
+        "Deliveries with maxRate that a newer one for their topic took the place of."
+    );
+    describe_counter!(
+        "tidegate_deliveries_unchanged_total",
+        "Deliveries with delta that were left out because they changed nothing."
+    );
+    describe_counter!(
+        "tidegate_delta_saved_bytes_total",
+        Unit::Bytes,
+        "Bytes of payloads that delta left out, with those of unchanged deliveries."
     );
     describe_counter!(
         "tidegate_deliveries_withheld_total",

@@ -1,5 +1,6 @@
 //! One browser connection: who it is, what it may ask, and the loop that carries it out.
 
+mod composing;
 mod config;
 mod entrance;
 mod greeting;

@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use smallvec::SmallVec;
 use tokio::sync::{Notify, mpsc};
 
 use super::budget::Budget;
 use super::shared;
 use super::signal::{Raise, Signal};
 
-use crate::delivery::outbox::Excess;
-use crate::delivery::{self, Bound, Delivery, Outbox, Overflow, subscription_id};
+use crate::delivery::outbox::{Excess, Offer};
+use crate::delivery::{self, Bound, Delivery, Gaps, Outbox, Overflow, subscription_id};
 use crate::metrics;
 use crate::mqtt::inflight::{Receipt, RequestId};
 use crate::mqtt::{Message, Qos, Reason, TopicFilter, packet};
@@ -236,6 +237,12 @@ pub struct Taken {
     pub rest: Rest,
     /// Nothing was there to take: from now on frames may be written elsewhere.
     pub is_idle: bool,
+    /// Topics of which something was dropped that a delta would rest on.
+    pub gaps: Gaps,
+    /// When there may be more to take though nothing new comes.
+    pub again: Option<Instant>,
+    /// What the session may keep for now.
+    pub bound: Bound,
 }
 
 /// Frames whose writing was begun outside of the session: what the network has not taken of them.
@@ -355,6 +362,10 @@ struct State {
     taken: usize,
     /// Bytes of the broker's connection while that is not read.
     unread: usize,
+    /// Bytes that the session keeps of what it has written.
+    kept: usize,
+    /// When the session looks again by itself.
+    looks_at: Option<Instant>,
     confirmations: Vec<Receipt>,
     excess: Excess,
     /// The link waits for room.
@@ -389,7 +400,7 @@ enum Phase {
 impl State {
     /// Tells what is held now. What is taken as soon as it is offered never shows: what all sessions share is dear.
     fn account(&mut self, budget: &Budget) {
-        let held = self.outbox.bytes() + self.taken + self.unread;
+        let held = self.outbox.bytes() + self.outbox.kept() + self.taken + self.unread + self.kept;
         self.charged = budget.charge(self.charged, held + held / LOSS);
         let deliveries = self.outbox.len();
         if deliveries > FEW || self.counted != 0 {
@@ -399,7 +410,7 @@ impl State {
     }
 
     fn forget(&mut self, budget: &Budget) {
-        (self.outbox, self.taken, self.unread) = (Outbox::default(), 0, 0);
+        (self.outbox, self.taken, self.unread, self.kept) = (Outbox::default(), 0, 0, 0);
         self.direct = None;
         self.account(budget);
     }
@@ -425,13 +436,32 @@ impl State {
         }
     }
 
+    /// Queues deliveries; what was conflated away by them is confirmed.
+    fn offer(&mut self, deliveries: impl Iterator<Item = Delivery>, excess: Excess, bound: &Bound) -> Offer {
+        let offers = deliveries.map(|delivery| self.outbox.offer(delivery, excess, bound));
+        let offer = offers.fold(Offer::default(), Offer::and);
+        metrics::deliveries_dropped(offer.dropped);
+        metrics::deliveries_conflated(offer.conflated);
+        self.confirmations.extend(self.outbox.take_confirmed());
+        offer
+    }
+
+    /// Whether the session is to look: one that would find nothing to take is not woken.
+    fn wakes(&mut self, offer: &Offer) -> bool {
+        let is_sooner = offer.due.is_some_and(|due| self.looks_at.is_none_or(|at| due < at));
+        if is_sooner {
+            self.looks_at = offer.due;
+        }
+        offer.has_news || is_sooner
+    }
+
     /// Encodes these and writes them at once, if they are confirmed by that and not too many.
     fn send_at_once(&mut self, deliveries: &[Delivery]) -> Sent {
         let size: usize = deliveries.iter().map(|delivery| delivery.rendition.message.size()).sum();
-        let Some(direct) = self.direct.as_ref().filter(|_| size <= MOST_AT_ONCE) else { return Sent::Nothing };
-        if !deliveries.iter().all(Delivery::goes_at_once) {
+        if !self.is_free() || size > MOST_AT_ONCE || !deliveries.iter().all(Delivery::goes_at_once) {
             return Sent::Nothing;
         }
+        let Some(direct) = &self.direct else { return Sent::Nothing };
         let mut frames = BytesMut::with_capacity(size + deliveries.len() * 160);
         for delivery in deliveries {
             delivery.write(|parts| direct.frame(&mut frames, parts));
@@ -456,6 +486,15 @@ impl State {
     fn drop_excess(&mut self, bound: &Bound) {
         metrics::deliveries_dropped(self.outbox.drop_excess(bound));
     }
+}
+
+/// What became of deliveries that were to wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// There was room for them.
+    pub fits: bool,
+    /// The session has something new to take, or to take at its time.
+    pub wakes: bool,
 }
 
 /// What became of frames that were to go out at once.
@@ -506,29 +545,23 @@ impl Downlink {
         };
         // What has waited for another read may wait for long.
         state.outbox.detach();
-        if state.is_free() && state.direct.is_some() {
-            let deliveries: Vec<_> = deliveries.collect();
-            let sent = state.send_at_once(&deliveries);
-            if sent == Sent::Nothing {
-                let dropped = deliveries.into_iter().map(|delivery| state.outbox.offer(delivery, excess, &bound)).sum();
-                metrics::deliveries_dropped(dropped);
-            }
-            let has_receipts = !state.confirmations.is_empty();
-            state.account(&self.budget);
-            drop(state);
-            if sent != Sent::All {
-                self.to_session.raise();
-            }
-            if has_receipts {
-                self.to_link.raise();
-            }
-            return;
-        }
-        let dropped = deliveries.map(|delivery| state.outbox.offer(delivery, excess, &bound)).sum();
-        metrics::deliveries_dropped(dropped);
+        let deliveries: SmallVec<[Delivery; 1]> = deliveries.collect();
+        let sent = state.send_at_once(&deliveries);
+        let offer = match sent {
+            Sent::Nothing => state.offer(deliveries.into_iter(), excess, &bound),
+            Sent::Some => Offer { has_news: true, ..Offer::default() },
+            Sent::All => Offer::default(),
+        };
+        let is_confirming = !state.confirmations.is_empty();
+        let wakes = state.wakes(&offer);
         state.account(&self.budget);
         drop(state);
-        self.to_session.raise();
+        if is_confirming {
+            self.to_link.raise();
+        }
+        if wakes {
+            self.to_session.raise();
+        }
     }
 
     /// Shared link: writes ready frames to the browser at once, if nothing has to go before them.
@@ -569,28 +602,27 @@ impl Downlink {
         std::mem::take(&mut state.rest)
     }
 
-    /// Shared link, which is read on for others: offers what one read brought, and wakes nobody yet. Whether there was room, if need
-    /// be by dropping what may be dropped.
-    pub fn offer_or_drop(&self, deliveries: impl Iterator<Item = Delivery>) -> bool {
+    /// Shared link, which is read on for others: offers what one read brought, and wakes nobody yet. Where there is no room, what may be
+    /// dropped is.
+    pub fn offer_or_drop(&self, deliveries: impl Iterator<Item = Delivery>) -> Kept {
         let left = self.left();
         let mut state = self.lock();
         let bound = match state.phase {
             Phase::Opening => self.config.opening_bound(left),
             Phase::Open => self.config.bound(left),
-            Phase::Draining | Phase::Ended => return true,
+            Phase::Draining | Phase::Ended => return Kept { fits: true, wakes: false },
         };
         let excess = if self.config.overflow == Overflow::Drop { Excess::Drop } else { Excess::Hold };
-        let dropped = deliveries.map(|delivery| state.outbox.offer(delivery, excess, &bound)).sum();
-        metrics::deliveries_dropped(dropped);
+        let offer = state.offer(deliveries, excess, &bound);
         state.account(&self.budget);
-        !state.outbox.is_over(&bound)
+        Kept { fits: !state.outbox.is_over(&bound), wakes: state.wakes(&offer) }
     }
 
     /// Shared link: whether stored messages may be offered, which come faster than a browser reads and are not dropped; half of the
     /// room is kept for what is new.
     pub fn has_room_for_stored(&self) -> bool {
         let bound = self.config.bound(self.left() / 2);
-        let half = Bound { count: bound.count / 2, bytes: bound.bytes / 2, free: bound.free };
+        let half = Bound { count: bound.count / 2, bytes: bound.bytes / 2, ..bound };
         let state = self.lock();
         match state.phase {
             Phase::Opening => state.outbox.bytes() < bound.free,
@@ -715,12 +747,20 @@ impl Downlink {
     /// written.
     ///
     /// One look at both, so that what a delivery follows from is always told before it.
-    pub fn take(&self, bytes: Option<usize>) -> Taken {
+    pub fn take(&self, bytes: Option<usize>, now: Instant) -> Taken {
         let left = self.left();
+        let bound = self.config.bound(left);
         let mut state = self.lock();
+        if state.phase == Phase::Draining {
+            state.outbox.release_all();
+        } else if state.is_held || state.outbox.is_full(&bound) {
+            // What they wait for would not come.
+            state.outbox.release_batches();
+        }
         let before = state.outbox.bytes();
         let rest = std::mem::take(&mut state.rest);
-        let deliveries = bytes.map_or_else(Vec::new, |bytes| state.outbox.take(bytes.min(left.max(LEAST_TAKEN))));
+        let deliveries = bytes.map_or_else(Vec::new, |bytes| state.outbox.take(bytes.min(left.max(LEAST_TAKEN)), now));
+        state.looks_at = bytes.and_then(|_| state.outbox.next_due());
         state.taken = before - state.outbox.bytes() + rest.frames.len();
         state.is_idle = bytes.is_some() && rest.frames.is_empty() && deliveries.is_empty() && state.events.is_empty();
         if state.is_held && !deliveries.is_empty() {
@@ -734,6 +774,18 @@ impl Downlink {
             dropped: state.outbox.take_dropped(),
             rest,
             is_idle: state.is_idle,
+            gaps: state.outbox.take_gaps(),
+            again: state.looks_at,
+            bound,
+        }
+    }
+
+    /// Session: it keeps so many bytes of what it has written.
+    pub fn keep(&self, bytes: usize) {
+        let mut state = self.lock();
+        if state.phase != Phase::Ended {
+            state.kept = bytes;
+            state.account(&self.budget);
         }
     }
 
@@ -817,14 +869,15 @@ impl Drop for Downlink {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use futures_util::FutureExt;
 
     use super::*;
     use crate::delivery::Rendition;
+    use crate::delivery::subscriptions::Reader;
     use crate::mqtt::Topic;
-    use crate::wire::{Contract, Format};
+    use crate::wire::{Contract, Format, Rate};
 
     const KIB: usize = 1024;
 
@@ -839,6 +892,7 @@ mod tests {
             msgid: None,
             dup: false,
             receipt: None,
+            skipped: 0,
         }
     }
 
@@ -862,10 +916,10 @@ mod tests {
         theirs.offer([delivery(30 * KIB)].into_iter());
         ours.offer([delivery(20 * KIB)].into_iter());
         assert!(!ours.may_read(0), "less is left than what waits");
-        theirs.take(Some(usize::MAX));
-        theirs.take(Some(usize::MAX));
+        theirs.take(Some(usize::MAX), Instant::now());
+        theirs.take(Some(usize::MAX), Instant::now());
         let _ = ours.to_link.raised().now_or_never();
-        assert_eq!(ours.take(Some(usize::MAX)).deliveries.len(), 1);
+        assert_eq!(ours.take(Some(usize::MAX), Instant::now()).deliveries.len(), 1);
         assert!(ours.to_link.raised().now_or_never().is_some());
         assert!(ours.may_read(0));
     }
@@ -877,11 +931,11 @@ mod tests {
         let left = || downlink.left() / KIB;
         downlink.offer([delivery(100 * KIB)].into_iter());
         assert!((855..=874).contains(&left()), "{} KiB", left());
-        assert_eq!(downlink.take(Some(usize::MAX)).deliveries.len(), 1);
+        assert_eq!(downlink.take(Some(usize::MAX), Instant::now()).deliveries.len(), 1);
         assert!((855..=874).contains(&left()), "{} KiB", left());
         downlink.encoded(200 * KIB);
         assert!((705..=724).contains(&left()), "{} KiB", left());
-        downlink.take(Some(usize::MAX));
+        downlink.take(Some(usize::MAX), Instant::now());
         assert_eq!(left(), 1024);
         downlink.offer((0..1000).map(|_| delivery(0)));
         let before = left();
@@ -904,5 +958,55 @@ mod tests {
         }
         let held = 1024 - downlink.left() / KIB;
         assert!((400..=700).contains(&held), "{held} KiB");
+    }
+
+    #[test]
+    fn what_only_takes_the_place_of_a_waiting_value_wakes_nobody() {
+        let [downlink] = downlinks(1024 * KIB);
+        open(&downlink);
+        let start = Instant::now();
+        let after = |millis| start + Duration::from_millis(millis);
+        let is_woken = || downlink.to_session.raised().now_or_never().is_some();
+        let offer = |rate: f64, millis| {
+            let mut delivery = delivery(10);
+            let message = delivery.rendition.message.clone();
+            delivery.rendition = Arc::new(Rendition::new(message, Format::Text, 0, after(millis)));
+            delivery.contract.max_rate = Rate::per_second(rate);
+            let id = rate as u32;
+            delivery.readers.push(Reader { id, sid: None, is_shared: false });
+            delivery.receipt = Some(millis);
+            downlink.offer([delivery].into_iter());
+        };
+        offer(1.0, 0);
+        assert!(is_woken(), "it can be taken");
+        let taken = downlink.take(Some(usize::MAX), start);
+        assert_eq!((taken.deliveries.len(), taken.again), (1, None));
+        offer(1.0, 10);
+        assert!(is_woken(), "it must look again");
+        assert_eq!(downlink.take(Some(usize::MAX), after(10)).again, Some(after(1000)));
+        for millis in 20..500 {
+            offer(1.0, millis);
+            assert!(!is_woken(), "what waits is newer, and no more");
+        }
+        assert_eq!(downlink.take_confirmations(), [10].into_iter().chain(20..499).collect::<Vec<_>>());
+        offer(2.0, 500);
+        assert!(is_woken());
+        assert_eq!(downlink.take(Some(usize::MAX), after(500)).again, Some(after(1000)));
+        offer(2.0, 501);
+        assert!(!is_woken(), "the timer is early enough");
+        let taken = downlink.take(Some(usize::MAX), after(1000));
+        assert_eq!((taken.deliveries.len(), taken.again), (2, None));
+        assert_eq!((taken.deliveries[0].skipped, taken.deliveries[0].receipt), (480, Some(499)));
+    }
+
+    #[test]
+    fn what_a_session_keeps_is_charged_while_it_lives() {
+        let [downlink] = downlinks(1024 * KIB);
+        open(&downlink);
+        downlink.keep(200 * KIB);
+        assert!(downlink.left() <= 1024 * KIB - 300 * KIB);
+        Handle { downlink: downlink.clone() }.end(Close::Lost);
+        downlink.keep(200 * KIB);
+        assert_eq!(downlink.left(), 1024 * KIB);
     }
 }

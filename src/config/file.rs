@@ -179,7 +179,11 @@ tidegate.toml, line 5, column 10: log.format: unknown variant `xml`, expected `t
     #[test]
     fn a_mistake_is_told_what_would_be_right() {
         for (text, place, message) in [
-            ("[broker]\nhots = 1", "line 2, column 1", "unknown field `hots`, expected one of `url`, `upstream`, `connections`, `username`"),
+            (
+                "[broker]\nhots = 1",
+                "line 2, column 1",
+                "unknown field `hots`, expected one of `url`, `upstream`, `connections`, `username`",
+            ),
             ("[brokr]\nurl = 1", "line 1, column 2", "expected one of `http`, `connections`, `broker`"),
             ("listen = 1", "line 1, column 1", "a section is written [listen]"),
             ("broker = [\"embedded\"]", "line 1, column 1", "a section is written [broker]"),

@@ -19,6 +19,10 @@ pub struct Config {
     /// The most bytes that wait for all sessions together. One session never gets more than what is left of them.
     #[serde(deserialize_with = "units::count")]
     pub max_total_bytes: NonZeroUsize,
+    /// The most topics of one session that are kept with a value, for `maxRate` and for `delta` each; further ones come unconflated, and
+    /// in full.
+    #[serde(deserialize_with = "units::count")]
+    pub max_topics: NonZeroUsize,
     /// What happens to a session whose queue is full and whose browser has read nothing for a second.
     pub overflow: Overflow,
 }
@@ -43,6 +47,8 @@ pub struct Bound {
     pub bytes: usize,
     /// Bytes that are left of the memory that all outboxes share.
     pub free: usize,
+    /// Topics that are kept with a value.
+    pub topics: usize,
 }
 
 impl Config {
@@ -51,13 +57,18 @@ impl Config {
     /// Never more than what is left (the dynamic threshold of shared-memory switches, Choudhury and Hahne 1998): a few slow
     /// browsers can't take it all, and n that are equally slow get one part in n + 1 each, so there is always some left.
     pub fn bound(&self, free: usize) -> Bound {
-        Bound { count: self.max_queued.get(), bytes: self.max_queued_bytes.get().min(free), free }
+        Bound {
+            count: self.max_queued.get(),
+            bytes: self.max_queued_bytes.get().min(free),
+            free,
+            topics: self.max_topics.get(),
+        }
     }
 
     /// The same before the session is open: its browser can be written nothing yet, and the broker must be read on for its
     /// answers, so all that the first subscriptions bring has to wait here.
     pub fn opening_bound(&self, free: usize) -> Bound {
-        Bound { count: usize::MAX, bytes: free, free }
+        Bound { count: usize::MAX, bytes: free, ..self.bound(free) }
     }
 }
 
@@ -67,6 +78,7 @@ impl Default for Config {
             max_queued: const { NonZeroUsize::new(1000).unwrap() },
             max_queued_bytes: const { NonZeroUsize::new(4 << 20).unwrap() },
             max_total_bytes: const { NonZeroUsize::new(256 << 20).unwrap() },
+            max_topics: const { NonZeroUsize::new(10_000).unwrap() },
             overflow: Overflow::Drop,
         }
     }

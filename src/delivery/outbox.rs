@@ -1,12 +1,15 @@
 //! The deliveries that wait for one browser, bounded by count and by bytes.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::batching::Batching;
 use super::config::Bound;
+use super::conflation::{Conflation, Offered};
+use super::delta::Gaps;
+use super::queue::Queue;
 use super::rendition::{Kind, Rendition};
 use super::subscriptions::Reader;
 use crate::mqtt::inflight::Receipt;
@@ -27,6 +30,8 @@ pub struct Delivery {
     pub dup: bool,
     /// What confirms it; nothing at QoS 0, and where it is confirmed as soon as it waits here.
     pub receipt: Option<Receipt>,
+    /// How many for its topic it took the place of; counted here, so it begins as 0.
+    pub skipped: u32,
 }
 
 impl Delivery {
@@ -36,6 +41,7 @@ impl Delivery {
             sids: self.readers.iter().filter_map(|reader| reader.sid).collect(),
             msgid: self.msgid.clone(),
             dup: self.dup,
+            skipped: self.skipped,
         }
     }
 
@@ -51,15 +57,8 @@ impl Delivery {
         to(&[begun, head.as_bytes(), rest]);
     }
 
-    /// Gives the payload memory of its own: until then it holds the whole of the buffer that it was read into, which is not counted.
-    /// What several sessions share has it already.
-    pub fn detach(&mut self) {
-        if let Some(rendition) = Arc::get_mut(&mut self.rendition) {
-            rendition.message.payload = Bytes::copy_from_slice(&rendition.message.payload);
-        }
-    }
-
-    fn kind(&self) -> Option<Kind> {
+    /// What may be done with it while its browser reads nothing.
+    pub fn kind(&self) -> Option<Kind> {
         self.rendition.kind()
     }
 
@@ -83,37 +82,126 @@ pub enum Excess {
     Drop,
 }
 
-/// The queue of one browser. Offering never waits: a slow browser must not hold up anybody else.
+/// What came of offering one delivery.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Deliveries that were dropped.
+    pub dropped: usize,
+    /// Deliveries that a newer one for their topic took the place of.
+    pub conflated: usize,
+    /// There is something to take that was not there before.
+    pub has_news: bool,
+    /// Something waits that was not there before, until then.
+    pub due: Option<Instant>,
+}
+
+impl Offer {
+    /// What came of both, one after the other.
+    pub fn and(self, next: Offer) -> Offer {
+        Offer {
+            dropped: self.dropped + next.dropped,
+            conflated: self.conflated + next.conflated,
+            has_news: self.has_news || next.has_news,
+            due: self.due.into_iter().chain(next.due).min(),
+        }
+    }
+}
+
+/// How many priorities there are.
+pub const LANES: usize = 3;
+
+/// Which of the lanes a contract's deliveries go by: the first goes first.
+pub fn lane(contract: &Contract) -> usize {
+    match contract.priority {
+        Priority::High => 0,
+        Priority::Normal => 1,
+        Priority::Low => 2,
+    }
+}
+
+/// What waits for one browser. Offering never waits: a slow browser must not hold up anybody else.
+///
+/// A delivery with a rate waits in a slot, where newer ones take its place until it is taken; one that comes in a batch waits for the
+/// others of it; all else, and then that too, waits in the lane of its priority.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    /// By priority: the first goes first. Deliveries of one priority keep their order.
-    lanes: [Lane; 3],
+    /// By priority. Deliveries of one priority keep their order.
+    lanes: [Queue; LANES],
+    conflation: Conflation,
+    batching: Batching,
     bytes: usize,
     dropped: u64,
+    /// What was dropped that a later delta would rest on.
+    gaps: Gaps,
+    /// Of what was conflated away.
+    confirmed: Vec<Receipt>,
 }
 
 impl Outbox {
-    /// Queues a delivery. QoS 1 and 2 always find room: the broker's receive window bounds them. Gives back how many deliveries
-    /// were dropped for it.
-    pub fn offer(&mut self, delivery: Delivery, excess: Excess, bound: &Bound) -> usize {
+    /// Takes a delivery up at the moment at which it was received. QoS 1 and 2 always find room: the broker's receive window bounds
+    /// them.
+    pub fn offer(&mut self, delivery: Delivery, excess: Excess, bound: &Bound) -> Offer {
+        let mut offer = Offer::default();
         self.bytes += delivery.size();
-        let lane = match delivery.contract.priority {
-            Priority::High => 0,
-            Priority::Normal => 1,
-            Priority::Low => 2,
-        };
-        self.lanes[lane].push(delivery);
-        match excess {
-            Excess::Hold => 0,
-            Excess::Drop => self.drop_excess(bound),
+        while let Some((lane, batch)) = self.batching.superseded(&delivery) {
+            self.lanes[lane].append(batch);
+            offer.has_news = true;
+        }
+        let mut left = Vec::new();
+        if delivery.contract.max_rate.is_some() {
+            let place = self.lanes[lane(&delivery.contract)].next_place();
+            let now = delivery.rendition.received;
+            match self.conflation.offer(delivery, place, now, bound.topics, &mut left) {
+                Offered::Replaced(older, grown) => {
+                    self.bytes += grown;
+                    left.push(older);
+                }
+                Offered::Waits(due) => offer.due = Some(due),
+                Offered::Ready => offer.has_news = true,
+                Offered::NoSlot(delivery) => self.queue(delivery, now, &mut offer),
+            }
+        } else {
+            if !self.conflation.is_unused() {
+                self.conflation.find(&delivery, &mut left);
+            }
+            let now = delivery.rendition.received;
+            self.queue(delivery, now, &mut offer);
+        }
+        offer.conflated = left.len();
+        for older in left {
+            self.bytes -= older.size();
+            self.confirmed.extend(older.receipt);
+        }
+        if excess == Excess::Drop {
+            offer.dropped = self.drop_excess(bound);
+        }
+        offer
+    }
+
+    /// Behind all others of its priority, or first among those that it is to come with.
+    fn queue(&mut self, delivery: Delivery, now: Instant, offer: &mut Offer) {
+        let contract = delivery.contract;
+        let lane = &mut self.lanes[lane(&contract)];
+        match contract.batch {
+            Some(batch) if contract.priority != Priority::High => match self.batching.add(delivery, batch, now) {
+                Some(batch) => {
+                    lane.append(batch);
+                    offer.has_news = true;
+                }
+                None => offer.due = self.batching.next_due(),
+            },
+            Some(_) | None => {
+                lane.push(delivery);
+                offer.has_news = true;
+            }
         }
     }
 
     /// Drops what is over the bound, as far as it may be dropped; gives back how many deliveries.
     pub fn drop_excess(&mut self, bound: &Bound) -> usize {
         let mut dropped = 0;
-        while (self.is_over(bound) && self.drop_one(Kind::Live))
-            || (self.bytes > bound.free && self.drop_one(Kind::Stored))
+        while (self.is_over(bound) && self.drop_one(Kind::Live, bound))
+            || (self.bytes > bound.free && self.drop_one(Kind::Stored, bound))
         {
             dropped += 1;
         }
@@ -121,22 +209,84 @@ impl Outbox {
         dropped
     }
 
-    /// Takes what waits, highest priority and oldest first, up to roughly that many bytes and at least one delivery.
-    pub fn take(&mut self, bytes: usize) -> Vec<Delivery> {
+    /// Takes what may go by now, highest priority and oldest first, up to roughly that many bytes and at least one delivery.
+    pub fn take(&mut self, bytes: usize, now: Instant) -> Vec<Delivery> {
+        self.conflation.ripen(now);
+        self.release_due(now);
         let (mut taken, mut size) = (Vec::new(), 0);
-        for lane in &mut self.lanes {
-            let fitting = lane.deliveries.iter().take_while(|delivery| {
-                let is_first = size == 0;
-                size += delivery.size();
-                is_first || size <= bytes
-            });
-            lane.take(fitting.count(), &mut taken);
-            if !lane.deliveries.is_empty() {
+        for lane in 0..LANES {
+            while let Some(next) = self.next(lane) {
+                let next_size = next.size();
+                if !taken.is_empty() && size + next_size > bytes {
+                    break;
+                }
+                if let Some(delivery) = self.pop(lane, now) {
+                    size += next_size;
+                    taken.push(delivery);
+                }
+            }
+            self.lanes[lane].shrink();
+            if self.next(lane).is_some() {
                 break;
             }
         }
-        self.bytes -= taken.iter().map(Delivery::size).sum::<usize>();
+        self.bytes -= size;
         taken
+    }
+
+    /// What goes next of a lane: a slot goes in its place.
+    fn next(&self, lane: usize) -> Option<&Delivery> {
+        match (self.lanes[lane].first(), self.conflation.first(lane)) {
+            (Some((queued, _)), Some((place, newest))) if place <= queued => Some(newest),
+            (Some((_, delivery)), _) | (None, Some((_, delivery))) => Some(delivery),
+            (None, None) => None,
+        }
+    }
+
+    /// Takes that; nothing where it joins a batch instead.
+    fn pop(&mut self, lane: usize, now: Instant) -> Option<Delivery> {
+        let is_queued = match (self.lanes[lane].first(), self.conflation.first(lane)) {
+            (Some((queued, _)), Some((place, _))) => queued < place,
+            (queued, _) => queued.is_some(),
+        };
+        if is_queued {
+            return self.lanes[lane].pop();
+        }
+        let delivery = self.conflation.pop(lane, now)?;
+        match delivery.contract {
+            Contract { batch: Some(batch), priority: Priority::Normal | Priority::Low, .. } => {
+                if let Some(batch) = self.batching.add(delivery, batch, now) {
+                    self.lanes[lane].append(batch);
+                }
+                self.release_due(now);
+                None
+            }
+            _ => Some(delivery),
+        }
+    }
+
+    fn release_due(&mut self, now: Instant) {
+        while let Some((lane, batch)) = self.batching.due(now) {
+            self.lanes[lane].append(batch);
+        }
+    }
+
+    /// When something may be taken next that may not yet.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.conflation.next_due().into_iter().chain(self.batching.next_due()).min()
+    }
+
+    /// What waits for others to come in one frame with it waits no longer.
+    pub fn release_batches(&mut self) {
+        while let Some((lane, batch)) = self.batching.any() {
+            self.lanes[lane].append(batch);
+        }
+    }
+
+    /// Nothing waits for its time any longer: the session ends as soon as all is taken.
+    pub fn release_all(&mut self) {
+        self.conflation.ripen_all();
+        self.release_batches();
     }
 
     /// Gives what waits memory of its own.
@@ -144,42 +294,44 @@ impl Outbox {
         for lane in &mut self.lanes {
             lane.detach();
         }
+        self.conflation.detach();
+        self.batching.detach();
     }
 
     /// The subscription has ended: deliveries that came for it alone leave, and their receipts are to be confirmed.
     pub fn purge(&mut self, subscription: u32) -> Vec<Receipt> {
         let mut receipts = Vec::new();
         for lane in &mut self.lanes {
-            lane.retain(&mut receipts, |delivery| {
-                let before = delivery.readers.len();
-                delivery.readers.retain(|reader| reader.id != subscription);
-                before == 0 || !delivery.readers.is_empty()
-            });
+            lane.purge(subscription, &mut receipts);
         }
+        self.conflation.purge(subscription, &mut receipts);
+        self.batching.purge(subscription, &mut receipts);
         self.bytes = self.iter().map(Delivery::size).sum();
         receipts
     }
 
-    /// Leaves out what is not to be kept; the receipts of that are to be confirmed.
+    /// Leaves out what is not to be kept of all that waits in line; the receipts of that are to be confirmed.
     pub fn retain(&mut self, mut keep: impl FnMut(&Delivery) -> bool) -> Vec<Receipt> {
         let mut receipts = Vec::new();
         for lane in &mut self.lanes {
-            lane.retain(&mut receipts, |delivery| keep(delivery));
+            lane.retain(&mut receipts, &mut keep);
         }
         self.bytes = self.iter().map(Delivery::size).sum();
         receipts
-    }
-
-    /// All that waits, what goes first first.
-    pub fn iter(&self) -> impl Iterator<Item = &Delivery> {
-        self.lanes.iter().flat_map(|lane| &lane.deliveries)
     }
 
     /// The broker has lost the session: what it delivered can no longer be confirmed.
     pub fn void_receipts(&mut self) {
-        for delivery in self.lanes.iter_mut().flat_map(|lane| &mut lane.deliveries) {
+        self.confirmed.clear();
+        let queued = self.lanes.iter_mut().flat_map(Queue::iter_mut);
+        for delivery in queued.chain(self.conflation.iter_mut()).chain(self.batching.iter_mut()) {
             delivery.receipt = None;
         }
+    }
+
+    /// Receipts of what was conflated away since this was last asked: it counts as delivered.
+    pub fn take_confirmed(&mut self) -> Vec<Receipt> {
+        std::mem::take(&mut self.confirmed)
     }
 
     /// How many deliveries were dropped since this was last asked.
@@ -187,25 +339,29 @@ impl Outbox {
         std::mem::take(&mut self.dropped)
     }
 
+    /// The topics with deltas of which something was dropped since this was last asked.
+    pub fn take_gaps(&mut self) -> Gaps {
+        std::mem::take(&mut self.gaps)
+    }
+
     /// Whether more may be offered: there is room, or what is over the bound can be made room for.
     pub fn has_room(&self, excess: Excess, bound: &Bound) -> bool {
-        !self.is_full(bound)
-            || (excess == Excess::Drop && self.lanes.iter().any(|lane| lane.droppable[Kind::Live as usize] > 0))
+        !self.is_full(bound) || (excess == Excess::Drop && self.holds(Kind::Live))
     }
 
     /// No more should be offered while the browser reads. Never so while nothing waits, however little may be held.
     pub fn is_full(&self, bound: &Bound) -> bool {
-        !self.is_empty() && (self.len() >= bound.count || self.bytes >= bound.bytes)
+        !self.is_empty() && (self.queued() >= bound.count || self.bytes >= bound.bytes)
     }
 
     /// How many wait.
     pub fn len(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.deliveries.len()).sum()
+        self.queued() + self.conflation.len()
     }
 
     /// None waits.
     pub fn is_empty(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.deliveries.is_empty())
+        self.len() == 0
     }
 
     /// What they take in memory, roughly.
@@ -213,92 +369,59 @@ impl Outbox {
         self.bytes
     }
 
+    /// What is remembered of topics with a rate takes so much memory, roughly.
+    pub fn kept(&self) -> usize {
+        self.conflation.kept()
+    }
+
+    /// How many wait that nothing takes the place of: what waits in slots is bounded by their number.
+    fn queued(&self) -> usize {
+        self.lanes.iter().map(Queue::len).sum::<usize>() + self.batching.len()
+    }
+
     /// More waits than may.
     pub fn is_over(&self, bound: &Bound) -> bool {
-        self.len() > bound.count || self.bytes > bound.bytes
+        self.queued() > bound.count || self.bytes > bound.bytes
     }
 
-    fn drop_one(&mut self, kind: Kind) -> bool {
-        let Some(lane) = self.lanes.iter_mut().rev().find(|lane| lane.droppable[kind as usize] > 0) else {
-            return false;
-        };
-        self.bytes -= lane.drop_oldest(kind);
+    fn holds(&self, kind: Kind) -> bool {
+        self.batching.holds(kind)
+            || (0..LANES).any(|lane| self.lanes[lane].holds(kind) || self.conflation.holds(lane, kind))
+    }
+
+    /// Of the lowest priority the oldest that waits in line, then what waits in slots: that is the newest of its topic.
+    fn drop_one(&mut self, kind: Kind, bound: &Bound) -> bool {
+        let dropped = (0..LANES).rev().find_map(|lane| {
+            self.lanes[lane]
+                .drop_oldest(kind)
+                .or_else(|| self.batching.drop_oldest(lane, kind))
+                .or_else(|| self.conflation.drop_oldest(lane, kind))
+        });
+        let Some(delivery) = dropped else { return false };
+        self.bytes -= delivery.size();
+        if delivery.contract.delta {
+            self.gaps.add(delivery.rendition.message.topic.clone(), delivery.contract, bound.topics);
+        }
         true
     }
-}
 
-/// The deliveries of one priority.
-#[derive(Debug, Default)]
-struct Lane {
-    deliveries: VecDeque<Delivery>,
-    /// How many of each [`Kind`].
-    droppable: [usize; 2],
-    /// How many of the last ones share the memory that they were read into.
-    shared: usize,
-}
-
-impl Lane {
-    fn push(&mut self, delivery: Delivery) {
-        if let Some(kind) = delivery.kind() {
-            self.droppable[kind as usize] += 1;
-        }
-        self.shared += 1;
-        self.deliveries.push_back(delivery);
-    }
-
-    fn take(&mut self, count: usize, taken: &mut Vec<Delivery>) {
-        for index in 0..count {
-            if let Some(kind) = self.deliveries[index].kind() {
-                self.droppable[kind as usize] -= 1;
-            }
-        }
-        taken.extend(self.deliveries.drain(..count));
-        self.shared = self.shared.min(self.deliveries.len());
-        if self.deliveries.capacity() > 4 * self.deliveries.len() {
-            self.deliveries.shrink_to_fit();
-        }
-    }
-
-    /// Gives back the size of what was dropped.
-    fn drop_oldest(&mut self, kind: Kind) -> usize {
-        let oldest = self.deliveries.iter().position(|delivery| delivery.kind() == Some(kind));
-        let index = oldest.expect("of a kind that is counted there is one");
-        let delivery = self.deliveries.remove(index).expect("it was found there");
-        self.droppable[kind as usize] -= 1;
-        if index + self.shared > self.deliveries.len() {
-            self.shared -= 1;
-        }
-        delivery.size()
-    }
-
-    fn retain(&mut self, receipts: &mut Vec<Receipt>, mut keep: impl FnMut(&mut Delivery) -> bool) {
-        self.detach();
-        self.deliveries.retain_mut(|delivery| {
-            let stays = keep(delivery);
-            if !stays {
-                receipts.extend(delivery.receipt);
-            }
-            stays
-        });
-        let count = |kind| self.deliveries.iter().filter(|delivery| delivery.kind() == Some(kind)).count();
-        self.droppable = [Kind::Live, Kind::Stored].map(count);
-    }
-
-    fn detach(&mut self) {
-        let shared = std::mem::take(&mut self.shared);
-        self.deliveries.iter_mut().rev().take(shared).for_each(Delivery::detach);
+    /// All that waits.
+    pub fn iter(&self) -> impl Iterator<Item = &Delivery> {
+        self.lanes.iter().flat_map(Queue::iter).chain(self.conflation.iter()).chain(self.batching.iter())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
+
+    use bytes::Bytes;
 
     use super::*;
     use crate::delivery::Config;
     use crate::mqtt::{Message, Qos, Topic};
-    use crate::wire::Format;
+    use crate::wire::{Batch, Format, Rate};
 
     fn rendition(payload: Bytes, qos: Qos, retain: bool) -> Arc<Rendition> {
         let message = Message { topic: Topic::parse("t").expect("a topic"), payload, qos, retain, properties: None };
@@ -309,15 +432,16 @@ mod tests {
         Delivery {
             rendition: rendition(Bytes::from_static(payload.as_bytes()), qos, false),
             contract: Contract::default(),
-            readers: SmallVec::from_iter([Reader { id: 1, sid: None }]),
+            readers: SmallVec::from_iter([Reader { id: 1, sid: None, is_shared: false }]),
             msgid: None,
             dup: false,
             receipt: (qos > Qos::AtMostOnce).then_some(7),
+            skipped: 0,
         }
     }
 
     fn at_most(count: usize) -> Bound {
-        Bound { count, bytes: 1 << 20, free: 1 << 20 }
+        Bound { count, bytes: 1 << 20, free: 1 << 20, topics: 10 }
     }
 
     fn stored(payload: &'static str) -> Delivery {
@@ -331,7 +455,11 @@ mod tests {
     }
 
     fn payloads(outbox: &mut Outbox) -> Vec<Bytes> {
-        outbox.take(usize::MAX).into_iter().map(|delivery| delivery.rendition.message.payload.clone()).collect()
+        outbox
+            .take(usize::MAX, Instant::now())
+            .into_iter()
+            .map(|delivery| delivery.rendition.message.payload.clone())
+            .collect()
     }
 
     #[test]
@@ -340,7 +468,7 @@ mod tests {
         for payload in ["1", "2", "3"] {
             outbox.offer(delivery(payload, Qos::AtMostOnce), Excess::Hold, &at_most(10));
         }
-        assert_eq!(outbox.take(1).len(), 1, "at least one, whatever its size");
+        assert_eq!(outbox.take(1, Instant::now()).len(), 1, "at least one, whatever its size");
         assert_eq!(payloads(&mut outbox), ["2", "3"]);
         assert_eq!((outbox.len(), outbox.bytes()), (0, 0));
     }
@@ -353,7 +481,7 @@ mod tests {
         assert!(!outbox.is_full(&bound));
         outbox.offer(delivery("2", Qos::AtMostOnce), Excess::Hold, &bound);
         assert!(outbox.is_full(&bound));
-        assert_eq!(outbox.offer(delivery("3", Qos::AtMostOnce), Excess::Hold, &bound), 0);
+        assert_eq!(outbox.offer(delivery("3", Qos::AtMostOnce), Excess::Hold, &bound).dropped, 0);
         assert_eq!(payloads(&mut outbox), ["1", "2", "3"]);
     }
 
@@ -374,7 +502,11 @@ mod tests {
         outbox.offer(stored("stored"), Excess::Drop, &bound);
         outbox.offer(delivery("sure", Qos::AtLeastOnce), Excess::Drop, &bound);
         for (payload, dropped) in [("1", 0), ("2", 1), ("3", 1)] {
-            assert_eq!(outbox.offer(delivery(payload, Qos::AtMostOnce), Excess::Drop, &bound), dropped, "{payload}");
+            assert_eq!(
+                outbox.offer(delivery(payload, Qos::AtMostOnce), Excess::Drop, &bound).dropped,
+                dropped,
+                "{payload}"
+            );
         }
         assert!(outbox.has_room(Excess::Drop, &bound));
         for payload in ["sure 2", "sure 3"] {
@@ -393,7 +525,7 @@ mod tests {
         for delivery in some {
             outbox.offer(delivery, Excess::Hold, &at_most(10));
         }
-        let left = |free: usize| Bound { count: 10, bytes: free, free };
+        let left = |free: usize| Bound { bytes: free, free, ..at_most(10) };
         assert_eq!(outbox.drop_excess(&left(3 * size + 10)), 1);
         assert_eq!(outbox.drop_excess(&left(2 * size + 10)), 1);
         assert_eq!(payloads(&mut outbox), ["sure", "new"]);
@@ -412,7 +544,7 @@ mod tests {
         let one = delivery("1", Qos::AtMostOnce).size();
         let taken = |outbox: &mut Outbox, bytes| {
             outbox
-                .take(bytes)
+                .take(bytes, Instant::now())
                 .into_iter()
                 .map(|delivery| delivery.rendition.message.payload.clone())
                 .collect::<Vec<_>>()
@@ -441,7 +573,7 @@ mod tests {
             (1, vec!["stored"]),
         ] {
             outbox.drop_excess(&at_most(count));
-            let all = outbox.take(usize::MAX);
+            let all = outbox.take(usize::MAX, Instant::now());
             assert_eq!(
                 all.iter().map(|delivery| &delivery.rendition.message.payload).collect::<Vec<_>>(),
                 left,
@@ -466,7 +598,12 @@ mod tests {
         assert!(!read.is_unique());
         outbox.detach();
         assert!(read.is_unique());
-        assert!(outbox.take(usize::MAX).iter().all(|delivery| delivery.rendition.message.payload == [b'x'; 10][..]));
+        assert!(
+            outbox
+                .take(usize::MAX, Instant::now())
+                .iter()
+                .all(|delivery| delivery.rendition.message.payload == [b'x'; 10][..])
+        );
     }
 
     #[test]
@@ -505,7 +642,7 @@ mod tests {
         assert!(!outbox.has_room(Excess::Hold, &bound));
         outbox.offer(delivery("sure", Qos::AtLeastOnce), Excess::Drop, &bound);
         assert!(!outbox.has_room(Excess::Drop, &bound));
-        outbox.take(usize::MAX);
+        outbox.take(usize::MAX, Instant::now());
         assert!(outbox.has_room(Excess::Hold, &bound));
     }
 
@@ -515,13 +652,398 @@ mod tests {
         let bound = at_most(10);
         outbox.offer(delivery("alone", Qos::AtLeastOnce), Excess::Hold, &bound);
         let mut both = delivery("both", Qos::AtLeastOnce);
-        both.readers.push(Reader { id: 2, sid: Some(5) });
+        both.readers.push(Reader { id: 2, sid: Some(5), is_shared: false });
         outbox.offer(both, Excess::Hold, &bound);
         let mut nobody = delivery("no subscription known", Qos::AtMostOnce);
         nobody.readers.clear();
         outbox.offer(nobody, Excess::Hold, &bound);
         assert_eq!(outbox.purge(1), [7]);
-        let left = outbox.take(usize::MAX);
+        let left = outbox.take(usize::MAX, Instant::now());
         assert_eq!(left.iter().map(|delivery| delivery.head().sids).collect::<Vec<_>>(), [vec![5], vec![]]);
+    }
+
+    /// A moment so many milliseconds after another.
+    fn after(start: Instant, millis: u64) -> Instant {
+        start + Duration::from_millis(millis)
+    }
+
+    /// A delivery of this topic and contract, received at that moment, for subscription 1.
+    fn of(topic: &str, payload: &str, contract: Contract, received: Instant) -> Delivery {
+        let message = Message {
+            topic: Topic::parse(topic).expect("a topic"),
+            payload: Bytes::copy_from_slice(payload.as_bytes()),
+            qos: Qos::AtMostOnce,
+            retain: false,
+            properties: None,
+        };
+        let rendition = Arc::new(Rendition::new(message, Format::Text, 0, received));
+        Delivery { rendition, contract, ..delivery("", Qos::AtMostOnce) }
+    }
+
+    fn per_second(rate: f64) -> Contract {
+        Contract { max_rate: Rate::per_second(rate), ..Contract::default() }
+    }
+
+    fn in_batches(max_messages: u16, max_delay: u32) -> Contract {
+        let max_messages = max_messages.try_into().expect("not 0");
+        Contract { batch: Some(Batch { max_messages, max_delay }), ..Contract::default() }
+    }
+
+    fn hold(outbox: &mut Outbox, delivery: Delivery) -> Offer {
+        outbox.offer(delivery, Excess::Hold, &at_most(10))
+    }
+
+    fn taken(outbox: &mut Outbox, now: Instant) -> Vec<Bytes> {
+        let taken = outbox.take(usize::MAX, now);
+        taken.into_iter().map(|delivery| delivery.rendition.message.payload.clone()).collect()
+    }
+
+    #[test]
+    fn of_a_topic_with_a_rate_the_newest_waits_for_its_time_and_the_last_arrives() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let two = per_second(2.0);
+        let offer = |outbox: &mut Outbox, payload, millis| {
+            let offer = hold(outbox, of("a", payload, two, after(start, millis)));
+            (offer.conflated, offer.has_news, offer.due)
+        };
+        assert_eq!(offer(&mut outbox, "1", 0), (0, true, None));
+        assert_eq!(taken(&mut outbox, start), ["1"]);
+        assert_eq!(offer(&mut outbox, "2", 100), (0, false, Some(after(start, 500))));
+        assert_eq!(offer(&mut outbox, "3", 200), (1, false, None), "nobody is woken for what only takes a place");
+        assert_eq!(offer(&mut outbox, "4", 300), (1, false, None));
+        assert_eq!((taken(&mut outbox, after(start, 499)), outbox.len()), (vec![], 1));
+        assert_eq!(outbox.next_due(), Some(after(start, 500)));
+        let last = outbox.take(usize::MAX, after(start, 510));
+        assert_eq!(
+            (&last[0].rendition.message.payload[..], last[0].skipped, last[0].head().skipped),
+            (&b"4"[..], 2, 2)
+        );
+        assert_eq!(offer(&mut outbox, "5", 1009), (0, false, Some(after(start, 1010))), "from when it was taken");
+        assert_eq!(taken(&mut outbox, after(start, 1010)), ["5"]);
+        assert_eq!((outbox.len(), outbox.bytes(), outbox.next_due()), (0, 0, None));
+        assert!(outbox.kept() > 0);
+        assert_eq!(taken(&mut outbox, after(start, 1510)), Vec::<Bytes>::new());
+        assert_eq!(outbox.kept(), 0, "what rests is forgotten when its interval is over");
+        assert_eq!(offer(&mut outbox, "6", 1600), (0, true, None));
+    }
+
+    #[test]
+    fn a_session_that_takes_late_gets_what_is_newest_by_then() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        for number in 0..1000 {
+            let delivery = of("a", &number.to_string(), per_second(1000.0), after(start, number));
+            hold(&mut outbox, delivery);
+        }
+        assert_eq!(outbox.len(), 1);
+        assert_eq!(taken(&mut outbox, after(start, 1000)), ["999"]);
+    }
+
+    #[test]
+    fn each_topic_and_each_contract_has_a_slot_of_its_own() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let json = Contract { format: Format::Json, ..per_second(1.0) };
+        let for_another = |mut delivery: Delivery| {
+            delivery.readers[0].id = 2;
+            delivery
+        };
+        for payload in ["1", "2"] {
+            for topic in ["a", "b"] {
+                hold(&mut outbox, of(topic, payload, per_second(1.0), start));
+                hold(&mut outbox, for_another(of(topic, payload, json, start)));
+            }
+            hold(&mut outbox, of("c", payload, Contract::default(), start));
+        }
+        assert_eq!(taken(&mut outbox, start), ["2", "2", "2", "2", "1", "2"]);
+    }
+
+    #[test]
+    fn a_shared_subscription_is_never_merged_with_others() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let mut shared = of("a", "shared", per_second(1.0), start);
+        shared.readers[0] = Reader { id: 2, sid: None, is_shared: true };
+        hold(&mut outbox, of("a", "1", per_second(1.0), start));
+        assert_eq!(hold(&mut outbox, shared).conflated, 0);
+        assert_eq!(hold(&mut outbox, of("a", "2", per_second(1.0), start)).conflated, 1);
+        assert_eq!(taken(&mut outbox, start), ["2", "shared"]);
+    }
+
+    #[test]
+    fn a_slot_goes_in_the_place_of_what_came_for_it_first() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let plain = Contract::default();
+        for (topic, payload, contract) in [
+            ("p", "1", plain),
+            ("a", "old", per_second(1.0)),
+            ("p", "2", plain),
+            ("a", "new", per_second(1.0)),
+            ("p", "3", plain),
+        ] {
+            hold(&mut outbox, of(topic, payload, contract, start));
+        }
+        assert_eq!(taken(&mut outbox, start), ["1", "new", "2", "3"]);
+    }
+
+    #[test]
+    fn what_is_conflated_away_is_confirmed_once() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        for receipt in 1..=4 {
+            let rendition = rendition(Bytes::from_static(b"x"), Qos::AtLeastOnce, false);
+            let delivery = Delivery { rendition, receipt: Some(receipt), ..of("t", "", per_second(1.0), start) };
+            hold(&mut outbox, delivery);
+        }
+        assert_eq!((outbox.take_confirmed(), outbox.take_confirmed()), (vec![1, 2, 3], vec![]));
+        assert_eq!(outbox.purge(1), [4]);
+        assert_eq!((outbox.len(), outbox.bytes(), outbox.kept()), (0, 0, 0));
+    }
+
+    #[test]
+    fn past_the_bound_a_new_topic_comes_unconflated_and_keeps_its_order() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let bound = Bound { topics: 2, ..at_most(100) };
+        let offer = |outbox: &mut Outbox, topic, payload, millis| {
+            let delivery = of(topic, payload, per_second(10.0), after(start, millis));
+            outbox.offer(delivery, Excess::Hold, &bound).conflated
+        };
+        let seen = ["a", "b", "c", "a", "b", "c"].map(|topic| offer(&mut outbox, topic, topic, 0));
+        assert_eq!(seen, [0, 0, 0, 1, 1, 0]);
+        assert_eq!(taken(&mut outbox, start), ["a", "b", "c", "c"]);
+        assert_eq!(offer(&mut outbox, "c", "1", 50), 0);
+        assert_eq!(offer(&mut outbox, "c", "2", 100), 0, "there is room again, and it stays behind what came before");
+        assert_eq!(taken(&mut outbox, after(start, 100)), ["1", "2"]);
+    }
+
+    #[test]
+    fn subscribing_again_changes_how_often_and_what_is_older_never_comes_later() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let mut other = of("a", "for another", per_second(1.0), start);
+        other.readers.push(Reader { id: 2, sid: None, is_shared: false });
+        hold(&mut outbox, of("a", "1", per_second(1.0), start));
+        taken(&mut outbox, start);
+        hold(&mut outbox, of("a", "2", per_second(1.0), after(start, 100)));
+        let offer = hold(&mut outbox, of("a", "3", Contract::default(), after(start, 200)));
+        assert_eq!((offer.conflated, offer.has_news), (1, true));
+        assert_eq!(taken(&mut outbox, after(start, 200)), ["3"]);
+        assert_eq!((outbox.len(), outbox.kept()), (0, 0));
+        hold(&mut outbox, other);
+        let offer = hold(&mut outbox, of("a", "5", per_second(5.0), after(start, 300)));
+        assert_eq!(offer.conflated, 0, "the other subscription has it still to come");
+        let ids = |delivery: &Delivery| delivery.readers.iter().map(|reader| reader.id).collect::<Vec<_>>();
+        let all = outbox.take(usize::MAX, after(start, 300));
+        assert_eq!(all.iter().map(ids).collect::<Vec<_>>(), [vec![2], vec![1]]);
+        hold(&mut outbox, of("b", "in a batch", in_batches(9, 1000), start));
+        hold(&mut outbox, of("b", "alone", Contract::default(), start));
+        assert_eq!(taken(&mut outbox, start), ["in a batch", "alone"]);
+    }
+
+    #[test]
+    fn whoever_shared_a_value_that_was_conflated_away_gets_what_took_its_place() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let mut both = of("a", "live", per_second(1.0), start);
+        both.readers.push(Reader { id: 2, sid: Some(2), is_shared: false });
+        hold(&mut outbox, both);
+        hold(&mut outbox, of("a", "stored", per_second(1.0), start));
+        let all = outbox.take(usize::MAX, start);
+        assert_eq!((all.len(), all[0].readers.len()), (1, 2));
+    }
+
+    #[test]
+    fn a_batch_goes_when_it_is_full_or_its_first_has_waited() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let three = in_batches(3, 100);
+        assert_eq!(hold(&mut outbox, of("a", "1", three, start)).due, Some(after(start, 100)));
+        assert_eq!(hold(&mut outbox, of("b", "2", three, after(start, 50))).due, Some(after(start, 100)));
+        assert_eq!((taken(&mut outbox, after(start, 99)), outbox.len()), (vec![], 2));
+        assert_eq!(taken(&mut outbox, after(start, 100)), ["1", "2"]);
+        for payload in ["3", "4"] {
+            assert!(!hold(&mut outbox, of("a", payload, three, start)).has_news);
+        }
+        assert!(hold(&mut outbox, of("a", "5", three, start)).has_news);
+        hold(&mut outbox, of("a", "6", three, after(start, 10)));
+        assert_eq!(taken(&mut outbox, after(start, 10)), ["3", "4", "5"]);
+        assert_eq!(outbox.next_due(), Some(after(start, 110)));
+        outbox.release_batches();
+        assert_eq!(taken(&mut outbox, after(start, 10)), ["6"]);
+        assert_eq!((outbox.len(), outbox.bytes(), outbox.next_due()), (0, 0, None));
+    }
+
+    #[test]
+    fn high_priority_waits_for_no_batch_and_a_delay_of_0_for_nobody() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let high = Contract { priority: Priority::High, ..in_batches(3, 100) };
+        assert!(hold(&mut outbox, of("a", "1", high, start)).has_news);
+        hold(&mut outbox, of("b", "2", in_batches(3, 0), start));
+        hold(&mut outbox, of("c", "3", Contract { batch: high.batch, ..per_second(1.0) }, start));
+        hold(&mut outbox, of("d", "4", Contract { batch: in_batches(3, 0).batch, ..per_second(1.0) }, start));
+        assert_eq!(taken(&mut outbox, start), ["1", "2", "4"]);
+        assert_eq!(taken(&mut outbox, after(start, 100)), ["3"]);
+    }
+
+    #[test]
+    fn before_the_end_nothing_waits_for_its_time() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        for payload in ["1", "2"] {
+            hold(&mut outbox, of("a", payload, per_second(1.0), start));
+            outbox.take(usize::MAX, start);
+        }
+        hold(&mut outbox, of("b", "3", in_batches(3, 100), start));
+        outbox.release_all();
+        assert_eq!(taken(&mut outbox, start), ["2", "3"]);
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn what_waits_for_its_time_is_dropped_and_counted_like_all_else() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let delta = |contract| Contract { delta: true, ..contract };
+        let size = of("a", "1", Contract::default(), start).size();
+        let all = [
+            of("a", "slot", delta(per_second(1.0)), start),
+            of("b", "batch", in_batches(9, 100), start),
+            of("c", "lane", Contract::default(), start),
+            of("d", "slot 2", per_second(1.0), start),
+        ];
+        for delivery in all {
+            hold(&mut outbox, delivery);
+        }
+        assert!(outbox.len() == 4 && outbox.bytes() >= 4 * size);
+        assert!(!outbox.is_full(&at_most(3)), "what waits in slots takes nobody's place");
+        assert!(outbox.is_full(&at_most(2)));
+        let left = |count: usize| Bound { bytes: count * (size + 10), ..at_most(10) };
+        assert!(outbox.has_room(Excess::Drop, &left(0)));
+        assert_eq!(outbox.drop_excess(&left(2)), 2);
+        assert_eq!(
+            outbox.iter().map(|delivery| &delivery.rendition.message.payload).collect::<Vec<_>>(),
+            ["slot", "slot 2"]
+        );
+        assert_eq!(outbox.drop_excess(&left(0)), 2);
+        assert_eq!((outbox.len(), outbox.bytes(), outbox.take_dropped()), (0, 0, 4));
+        assert!(!outbox.has_room(Excess::Drop, &left(0)) || outbox.is_empty());
+        let mut gaps = Gaps::default();
+        gaps.add(Topic::parse("a").expect("a topic"), delta(per_second(1.0)), 10);
+        assert_eq!(outbox.take_gaps(), gaps);
+    }
+
+    #[test]
+    fn a_waiting_value_holds_no_more_memory_than_is_counted() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let read = Bytes::from(vec![b'x'; 64 * 1024]);
+        for contract in [per_second(1.0), in_batches(9, 100)] {
+            for topic in ["a", "a", "b"] {
+                let mut small = of(topic, "", contract, start);
+                let message = Message { payload: read.slice(..10), ..small.rendition.message.clone() };
+                small.rendition = Arc::new(Rendition::new(message, Format::Text, 0, start));
+                small.readers[0].id = if contract.batch.is_some() { 2 } else { 1 };
+                hold(&mut outbox, small);
+            }
+        }
+        assert!(!read.is_unique());
+        outbox.detach();
+        assert!(read.is_unique());
+    }
+
+    mod chance {
+        use std::collections::HashMap;
+
+        use proptest::prelude::*;
+
+        use super::*;
+
+        #[derive(Clone, Debug)]
+        enum Step {
+            Offer { topic: usize, contract: usize, sure: bool },
+            Take(usize),
+            Pass(u64),
+            Drop(usize),
+            Purge(u32),
+        }
+
+        fn steps() -> impl Strategy<Value = Vec<Step>> {
+            prop::collection::vec(
+                prop_oneof![
+                    8 => (0..3usize, 0..6usize, any::<bool>()).prop_map(|(topic, contract, sure)| Step::Offer { topic, contract, sure }),
+                    3 => prop_oneof![Just(1), Just(2000), Just(usize::MAX)].prop_map(Step::Take),
+                    2 => (0..700u64).prop_map(Step::Pass),
+                    1 => (0..4usize).prop_map(Step::Drop),
+                    1 => (0..6u32).prop_map(Step::Purge),
+                ],
+                0..80,
+            )
+        }
+
+        proptest! {
+            #[test]
+            fn the_books_are_right_order_holds_and_nothing_vanishes(steps in steps()) {
+                let start = Instant::now();
+                let contracts = [
+                    Contract::default(),
+                    per_second(2.0),
+                    in_batches(3, 200),
+                    Contract { batch: in_batches(2, 100).batch, ..per_second(4.0) },
+                    Contract { priority: Priority::Low, ..per_second(2.0) },
+                    Contract { priority: Priority::High, ..in_batches(3, 200) },
+                ];
+                let (mut outbox, mut now, mut number) = (Outbox::default(), start, 0u64);
+                let (mut offered, mut conflated, mut dropped, mut seen, mut purged) = (0usize, 0, 0, Vec::new(), 0);
+                let (mut sure, mut confirmed) = (Vec::new(), Vec::new());
+                let (mut last_taken, mut taken_at) = (HashMap::new(), HashMap::new());
+                for step in steps.into_iter().chain([Step::Pass(60_000), Step::Take(usize::MAX), Step::Pass(60_000), Step::Take(usize::MAX)]) {
+                    match step {
+                        Step::Offer { topic, contract, sure: is_sure } => {
+                            number += 1;
+                            let mut delivery = of(["a", "b", "c"][topic], &number.to_string(), contracts[contract], now);
+                            delivery.readers[0].id = contract as u32;
+                            if contract == 1 && number % 2 == 0 {
+                                delivery.readers.push(Reader { id: 7, sid: None, is_shared: false });
+                            }
+                            if is_sure {
+                                let message = Message { qos: Qos::AtLeastOnce, ..delivery.rendition.message.clone() };
+                                delivery.rendition = Arc::new(Rendition::new(message, Format::Text, 0, now));
+                                delivery.receipt = Some(number);
+                                sure.push(number);
+                            }
+                            offered += 1;
+                            let offer = outbox.offer(delivery, Excess::Hold, &Bound { topics: 20, ..at_most(10) });
+                            conflated += offer.conflated;
+                            confirmed.extend(outbox.take_confirmed());
+                        }
+                        Step::Take(bytes) => {
+                            for delivery in outbox.take(bytes, now) {
+                                let payload = &delivery.rendition.message.payload;
+                                let number: u64 = std::str::from_utf8(payload).unwrap().parse().unwrap();
+                                let key = (delivery.rendition.message.topic.clone(), delivery.contract);
+                                if let Some(before) = last_taken.insert(key.clone(), number) {
+                                    prop_assert!(before < number, "{before} before {number}");
+                                }
+                                let is_alone = delivery.contract.batch.is_none();
+                                if let Some(rate) = delivery.contract.max_rate.filter(|_| is_alone)
+                                    && let Some(at) = taken_at.insert(key, now)
+                                {
+                                    prop_assert!(now - at >= rate.interval(), "{number} came too early");
+                                }
+                                confirmed.extend(delivery.receipt);
+                                seen.push(number);
+                            }
+                        }
+                        Step::Pass(millis) => now = after(now, millis),
+                        Step::Drop(count) => dropped += outbox.drop_excess(&Bound { bytes: count * 1000, ..at_most(count) }),
+                        Step::Purge(id) => {
+                            let before = outbox.len();
+                            confirmed.extend(outbox.purge(id));
+                            purged += before - outbox.len();
+                            // A subscription that is made anew begins anew.
+                            taken_at.clear();
+                        }
+                    }
+                    prop_assert_eq!(outbox.bytes(), outbox.iter().map(Delivery::size).sum::<usize>());
+                    prop_assert_eq!(outbox.len(), outbox.iter().count());
+                    prop_assert_eq!(offered, seen.len() + conflated + dropped + purged + outbox.len());
+                    let is_live = |delivery: &Delivery| delivery.kind() == Some(Kind::Live);
+                    prop_assert_eq!(outbox.holds(Kind::Live), outbox.iter().any(is_live));
+                }
+                prop_assert!(outbox.is_empty());
+                confirmed.sort_unstable();
+                prop_assert_eq!(confirmed, sure, "each receipt comes back once");
+            }
+        }
     }
 }

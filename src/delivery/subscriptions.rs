@@ -65,6 +65,8 @@ pub struct Reader {
     pub id: u32,
     /// The client's number.
     pub sid: Option<i64>,
+    /// It is shared with other sessions, so that its messages are its own.
+    pub is_shared: bool,
 }
 
 /// Ended subscriptions that are remembered.
@@ -200,7 +202,8 @@ fn targets(message: &Message, entries: &[&Entry]) -> SmallVec<[Target; 1]> {
     for entry in entries {
         let contract = entry.subscription.contract;
         let qos = message.qos.min(entry.granted);
-        let reader = Reader { id: subscription_id(&entry.subscription.filter), sid: entry.subscription.sid };
+        let filter = &entry.subscription.filter;
+        let reader = Reader { id: subscription_id(filter), sid: entry.subscription.sid, is_shared: filter.is_shared() };
         match targets.iter_mut().find(|target| target.contract == contract) {
             Some(target) => {
                 target.qos = target.qos.max(qos);

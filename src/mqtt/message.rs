@@ -32,24 +32,20 @@ impl Message {
     /// counts down while the message waits (MQTT 5 section 3.3.2.3.3).
     pub fn digest(&self) -> u64 {
         let mut hash = Xxh3::new();
-        let mut part = |bytes: &[u8]| {
-            hash.update(&(bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        };
-        part(self.topic.as_ref().as_bytes());
-        part(&self.payload);
-        part(&[self.qos as u8]);
+        for part in [self.topic.as_ref().as_bytes(), &self.payload, &[self.qos as u8]] {
+            hash_part(&mut hash, part);
+        }
         if let Some(properties) = &self.properties {
-            part(properties.content_type.as_deref().unwrap_or("").as_bytes());
-            part(properties.response_topic.as_deref().unwrap_or("").as_bytes());
-            part(properties.correlation_data.as_deref().unwrap_or(b""));
-            for (name, value) in &properties.user_properties {
-                part(name.as_bytes());
-                part(value.as_bytes());
-            }
+            properties.hash(&mut hash);
         }
         hash.digest()
     }
+}
+
+/// With its length, so that what belongs to one part is never taken for the beginning of the next.
+fn hash_part(hash: &mut Xxh3, bytes: &[u8]) {
+    hash.update(&(bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
 }
 
 /// The properties of a PUBLISH that travel from end to end (MQTT 5 section 3.3.2.3).
@@ -70,6 +66,23 @@ pub struct Properties {
 }
 
 impl Properties {
+    /// The same for all that say the same to a reader; as for a message, the expiry interval is left out.
+    pub fn digest(&self) -> u64 {
+        let mut hash = Xxh3::new();
+        self.hash(&mut hash);
+        hash.digest()
+    }
+
+    fn hash(&self, hash: &mut Xxh3) {
+        hash_part(hash, self.content_type.as_deref().unwrap_or("").as_bytes());
+        hash_part(hash, self.response_topic.as_deref().unwrap_or("").as_bytes());
+        hash_part(hash, self.correlation_data.as_deref().unwrap_or(b""));
+        for (name, value) in &self.user_properties {
+            hash_part(hash, name.as_bytes());
+            hash_part(hash, value.as_bytes());
+        }
+    }
+
     fn size(&self) -> usize {
         let texts = [&self.content_type, &self.response_topic].into_iter().flatten().map(String::capacity);
         let pairs = self.user_properties.iter().map(|(name, value)| name.capacity() + value.capacity());

@@ -69,7 +69,7 @@ mod tests {
             r#"{"type":"auth","clientId":""}"#,
             r#"{"type":"auth","will":{"topic":"a/#","payload":1}}"#,
             r#"{"type":"auth","subscriptions":[{"topic":"a/#/b"}]}"#,
-            r#"{"type":"auth","subscriptions":[{"topic":"a","maxRate":1}]}"#,
+            r#"{"type":"auth","subscriptions":[{"topic":"a","maxRate":0}]}"#,
             r#"{"type":"auth","type":"auth"}"#,
         ] {
             assert!(matches!(greet(Some(malformed)), Greeted::Again(..)), "{malformed}");

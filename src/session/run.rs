@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
+use super::composing::Composer;
 use super::entrance::{Entrance, Lobby, Newcomer, Pass};
 use super::greeting::{Greeted, greet, no_access_control};
 use super::queue::enter;
@@ -25,8 +26,8 @@ use super::state::{Effect, InvalidFrames, State, judge_levels};
 use super::{Config, Roster};
 use crate::access::Reason;
 use crate::broker::link::Rest;
-use crate::broker::{Broker, Event, Link, Opening, Owner, Queue, Ready, Taken};
-use crate::delivery;
+use crate::broker::{Broker, Event, Link, Opening, Owner, Queue, Ready};
+use crate::delivery::{self, Form};
 use crate::metrics;
 use crate::mqtt::inflight::Receipt;
 use crate::overload::Overload;
@@ -35,6 +36,8 @@ use crate::wire::{self, Auth, Close, Limits, MsgId, Refusal, Reply, TopicResult,
 
 /// Bytes of deliveries that are written in one go.
 const BATCH: usize = 64 * 1024;
+/// Bytes that the session may remember more of what it has written, or less, before the link hears of it.
+const KEPT_STEP: usize = 1024;
 /// How long a Close frame may take to be written.
 const CLOSING: Duration = Duration::from_secs(2);
 /// How long the link of an ended session may take while the gateway drains, if the deadline leaves it so much: longer than its last
@@ -352,6 +355,12 @@ struct Open<'a, S: Socket> {
     commands: Queue,
     /// What is being written.
     batch: Batch,
+    /// How it is written.
+    composer: Composer,
+    /// What that remembers takes so much memory, as the link knows.
+    kept: usize,
+    /// When there may be more to write though nothing wakes the session.
+    looks_at: Option<StdInstant>,
     last_life: Instant,
     missed: u32,
     next_ping: Instant,
@@ -386,6 +395,9 @@ impl<'a, S: Socket> Open<'a, S> {
             settings: &attached.settings,
             commands: VecDeque::new(),
             batch: Batch::default(),
+            composer: Composer::default(),
+            kept: 0,
+            looks_at: None,
             last_life: now,
             missed: 0,
             next_ping: now + attached.settings.session.heartbeat,
@@ -499,21 +511,33 @@ impl<'a, S: Socket> Open<'a, S> {
     fn fill(&mut self) -> Result<(), Close> {
         // The answer to several filters precedes what the first of them bring, unless that is more than may be held.
         let holds = self.state.is_subscribing() && !self.link.downlink.is_full();
-        let Taken { events, deliveries, bytes, dropped, rest, is_idle } =
-            self.link.downlink.take(if holds { None } else { Some(BATCH) });
-        self.is_idle = is_idle;
-        self.write_rest(rest);
-        self.on_events(events)?;
-        self.tell_drops(dropped);
-        for delivery in deliveries {
-            self.batch.receipts.extend(self.state.on_delivery(&delivery));
-            self.batch.received.push(delivery.rendition.received);
+        let now = StdInstant::now();
+        let taken = self.link.downlink.take(if holds { None } else { Some(BATCH) }, now);
+        self.is_idle = taken.is_idle;
+        self.write_rest(taken.rest);
+        self.on_events(taken.events)?;
+        self.tell_drops(taken.dropped);
+        self.composer.forget_gaps(taken.gaps);
+        self.looks_at = taken.again;
+        let mut write = |frame| self.peer.writing.push(frame);
+        for delivery in &taken.deliveries {
+            self.batch.receipts.extend(self.state.on_delivery(delivery));
+            match self.composer.add(delivery, &taken.bound, &mut write) {
+                Form::Full => {}
+                Form::Patch(_, saved) => metrics::delivery_patched(saved),
+                Form::Unchanged(saved) => {
+                    metrics::delivery_unchanged(saved);
+                    continue;
+                }
+            }
             metrics::message_down(&delivery.rendition.message);
-            let (head, text) = (json::head(&delivery.head()), delivery.rendition.text().clone());
-            self.peer.writing.push(Outbound::Delivery { head, text });
+            if !delivery.contract.waits() {
+                self.batch.received.push(delivery.rendition.received);
+            }
         }
-        if self.peer.writing.bytes() > bytes && !self.batch.received.is_empty() {
-            self.link.downlink.encoded(self.peer.writing.bytes());
+        self.composer.finish(&mut write);
+        if !taken.deliveries.is_empty() {
+            self.on_composed(taken.bytes, now);
         }
         Ok(())
     }
@@ -552,6 +576,24 @@ impl<'a, S: Socket> Open<'a, S> {
             self.is_settling = true;
         }
         self.is_settling &= self.state.is_asking();
+    }
+
+    /// What was taken has become frames, or nothing, if it was no news.
+    fn on_composed(&mut self, taken: usize, now: StdInstant) {
+        let is_writing = self.peer.writing.is_pending();
+        if self.peer.writing.bytes() > taken || !is_writing {
+            self.link.downlink.encoded(self.peer.writing.bytes());
+        }
+        if !is_writing {
+            // Nothing will be flushed: it is confirmed now, and there may be more.
+            self.link.downlink.confirm(self.batch.receipts.drain(..));
+            self.looks_at = Some(now);
+        }
+        let kept = self.composer.bytes();
+        if kept.abs_diff(self.kept) > KEPT_STEP {
+            self.kept = kept;
+            self.link.downlink.keep(kept);
+        }
     }
 
     /// The client is read no faster than the broker takes its requests and than itself takes their answers.
@@ -599,6 +641,7 @@ impl<'a, S: Socket> Open<'a, S> {
             let effects = self.state.on_event(event, StdInstant::now());
             self.carry_out(effects)?;
         }
+        self.composer.forget(&self.state.take_renewed());
         Ok(())
     }
 
@@ -638,8 +681,9 @@ impl<'a, S: Socket> Open<'a, S> {
     /// Also marks the moment from which the network has to take some of what waits to be written.
     fn next_wake(&mut self) -> Instant {
         let is_writing = self.peer.writing.is_pending();
+        let looks_at = self.looks_at.filter(|_| !is_writing).map(Instant::from_std);
         if !is_writing && self.dropped == 0 {
-            return self.next_ping;
+            return looks_at.map_or(self.next_ping, |at| at.min(self.next_ping));
         }
         let now = Instant::now();
         if is_writing && self.batch.progress.is_none() {
@@ -647,7 +691,7 @@ impl<'a, S: Socket> Open<'a, S> {
         }
         let writing = self.batch.progress.map(|(_, since)| (since + STALL).max(now + STALL / 4));
         let drops = (self.dropped > 0).then(|| now + Duration::from_secs(1));
-        writing.into_iter().chain(drops).fold(self.next_ping, Instant::min)
+        writing.into_iter().chain(drops).chain(looks_at).fold(self.next_ping, Instant::min)
     }
 
     fn on_timer(&mut self) -> Result<(), Close> {

@@ -53,6 +53,8 @@ pub struct State {
     publishes: Publishes,
     /// Deliveries that the client has not acked.
     unacked: HashMap<Arc<str>, Receipt>,
+    /// Filters whose deltas begin anew.
+    renewed: Vec<TopicFilter>,
     invalid: InvalidFrames,
     rates: Rates,
 }
@@ -73,7 +75,7 @@ impl InvalidFrames {
 #[derive(Debug)]
 enum Asker {
     Publish { msgid: Option<MsgId>, qos: Qos, since: Instant, answers: usize, overdue: Option<Refusal> },
-    Subscribe { list: RequestId, index: usize, filter: TopicFilter, is_new: bool },
+    Subscribe { list: RequestId, index: usize, filter: TopicFilter, is_new: bool, is_delta: bool },
     Unsubscribe { list: RequestId, index: usize, filter: TopicFilter },
 }
 
@@ -110,6 +112,7 @@ impl State {
             filters: filters.collect(),
             publishes: Publishes::default(),
             unacked: HashMap::new(),
+            renewed: Vec::new(),
             invalid: InvalidFrames::default(),
             rates,
         }
@@ -216,7 +219,8 @@ impl State {
                 return Err(Refusal::for_now(Code::QuotaExceeded, message));
             }
             let is_new = state.filters.insert(filter.clone());
-            let request = state.request(Asker::Subscribe { list, index, filter, is_new });
+            let is_delta = subscription.contract.delta;
+            let request = state.request(Asker::Subscribe { list, index, filter, is_new, is_delta });
             Ok(Command::Subscribe(request, subscription))
         })
     }
@@ -333,6 +337,7 @@ impl State {
                 let result = match result {
                     Ok(()) => {
                         self.filters.remove(&filter);
+                        self.renewed.push(filter.clone());
                         TopicResult::ended(filter.as_str())
                     }
                     Err(refusal) => TopicResult::refused(filter.as_str(), refusal),
@@ -353,12 +358,15 @@ impl State {
     }
 
     fn on_subscribed(&mut self, request: RequestId, result: Result<Qos, Refusal>) -> Vec<Effect> {
-        let Some(Asker::Subscribe { list, index, filter, is_new }) = self.requests.remove(&request) else {
+        let Some(Asker::Subscribe { list, index, filter, is_new, is_delta }) = self.requests.remove(&request) else {
             return Vec::new();
         };
         let result = match result {
             Ok(qos) => {
                 let granted = TopicResult::granted(filter.as_str(), qos);
+                if is_delta {
+                    self.renewed.push(filter.clone());
+                }
                 // An earlier request for it may have been denied meanwhile.
                 self.filters.insert(filter);
                 granted
@@ -378,6 +386,11 @@ impl State {
             *slot = Some(result);
         }
         self.answer_list(list).into_iter().collect()
+    }
+
+    /// The filters that were subscribed again, or have ended, since this was last asked: a delta rests on nothing from before.
+    pub fn take_renewed(&mut self) -> Vec<TopicFilter> {
+        std::mem::take(&mut self.renewed)
     }
 
     /// A `subscribe` of several filters is not answered yet: some may be in force at the broker already.

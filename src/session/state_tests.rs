@@ -170,6 +170,7 @@ fn delivery(msgid: &str, receipt: Receipt, ack: Ack) -> Delivery {
         msgid: Some(msgid.into()),
         dup: false,
         receipt: Some(receipt),
+        skipped: 0,
     }
 }
 

@@ -1,6 +1,8 @@
 //! The frames as values: what a client may ask, and what the gateway answers.
 
+use std::num::{NonZeroU16, NonZeroU64};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Number;
@@ -122,12 +124,74 @@ pub struct Contract {
     pub format: Format,
     /// What goes first, and what is dropped last, when the client is slow.
     pub priority: Priority,
+    /// How many may come in a second for each topic, at most; the newest is kept.
+    pub max_rate: Option<Rate>,
+    /// What has changed comes in place of the whole, where that is shorter.
+    pub delta: bool,
+    /// Several come in one frame.
+    pub batch: Option<Batch>,
+}
+
+impl Contract {
+    /// Deliveries may wait here though their client would take them: for their time, or for others.
+    pub fn waits(&self) -> bool {
+        self.max_rate.is_some() || self.batch.is_some()
+    }
+}
+
+/// How often something may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rate {
+    /// Whole microseconds from one to the next: kept so, as contracts are compared.
+    micros: NonZeroU64,
+}
+
+impl Rate {
+    /// The lowest rate: once in 28 hours.
+    pub const LEAST: f64 = 0.00001;
+    /// The highest rate.
+    pub const MOST: f64 = 1_000_000.0;
+
+    /// So many a second; nothing for what is out of range.
+    pub fn per_second(rate: f64) -> Option<Rate> {
+        if !(Rate::LEAST..=Rate::MOST).contains(&rate) {
+            return None;
+        }
+        // Rounded up: never more often than was asked.
+        NonZeroU64::new((1e6 / rate).ceil() as u64).map(|micros| Rate { micros })
+    }
+
+    /// The time from one to the next, at least.
+    pub fn interval(self) -> Duration {
+        Duration::from_micros(self.micros.get())
+    }
+}
+
+/// When the deliveries of a subscription come together in one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Batch {
+    /// As soon as there are so many; there are never more in one.
+    pub max_messages: NonZeroU16,
+    /// So many milliseconds after the first of them came.
+    pub max_delay: u32,
+}
+
+impl Batch {
+    /// The most messages that may be asked for.
+    pub const MOST_MESSAGES: u16 = 10_000;
+    /// The longest delay that may be asked for: an hour.
+    pub const LONGEST_DELAY: u32 = 3_600_000;
+
+    /// How long the first may wait for others.
+    pub fn delay(self) -> Duration {
+        Duration::from_millis(self.max_delay.into())
+    }
 }
 
 impl Contract {
     /// Whether a delivery may be written as soon as it comes: nothing of it is held back, and the client has nothing to confirm.
     pub fn goes_at_once(&self) -> bool {
-        self.ack == Ack::Auto
+        self.ack == Ack::Auto && !self.waits() && !self.delta
     }
 }
 
@@ -368,4 +432,6 @@ pub struct Head {
     pub msgid: Option<Arc<str>>,
     /// The broker delivered it before.
     pub dup: bool,
+    /// How many for its topic it took the place of.
+    pub skipped: u32,
 }

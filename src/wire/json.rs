@@ -5,7 +5,8 @@ mod encode;
 mod fields;
 
 pub use decode::decode;
-pub use encode::{HEAD_AT, delivery, head, reply};
+pub use encode::{BatchText, HEAD_AT, delivery, head, is_json, patched, reply};
+pub use fields::Fields;
 
 /// How deep JSON may be nested, the frame's own object included.
 const MAX_DEPTH: usize = 64;

@@ -67,7 +67,7 @@ mod errors {
             (r#"{"type":"ping","msgid":1e400}"#, "invalid_frame"),
             (r#"{"type":"ping","msgid":-9223372036854775808}"#, "invalid_frame"),
             (r#"{"type":"ping","a":1,"a":1}"#, "invalid_frame"),
-            (r#"{"type":"subscribe","topic":"a","maxRate":2}"#, "invalid_frame"),
+            (r#"{"type":"subscribe","topic":"a","maxRate":0}"#, "invalid_frame"),
             (r#"{"type":"status","payload":1}"#, "unknown_type"),
             (r#"{"type":"publish","topic":"a/+","payload":1}"#, "invalid_topic"),
             (r#"{"type":"publish","topic":"a\u0000","payload":1}"#, "invalid_topic"),

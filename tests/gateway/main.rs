@@ -5,6 +5,7 @@ mod support;
 mod bad_input;
 mod bridge;
 mod broken_brokers;
+mod contracts;
 mod delivery;
 mod drain;
 #[cfg(feature = "embedded-broker")]

@@ -9,7 +9,7 @@ import { parse as parseYaml } from "yaml";
 
 const CLIENT = ["auth", "subscribe", "unsubscribe", "publish", "ack", "ping"];
 const GATEWAY = [
-  ...["welcome", "auth_response", "subscribed", "unsubscribed", "ack", "mqtt"],
+  ...["welcome", "auth_response", "subscribed", "unsubscribed", "ack", "mqtt", "batch"],
   ...["error", "broker", "pong", "bye", "queued", "expiring"],
 ];
 const FRAMES = [...CLIENT.map((type) => `client.${type}`), ...GATEWAY.map((type) => `gateway.${type}`)];

@@ -56,6 +56,7 @@ impl Dedicated {
                 contract: target.contract,
                 readers: target.readers,
                 dup,
+                skipped: 0,
             });
         }
     }
@@ -79,27 +80,49 @@ fn msgid(id: PacketId, digest: u64, index: usize, target: &Target) -> String {
         Priority::Normal => "",
         Priority::Low => "l",
     };
-    format!("{id}-{digest:016x}-{ack}{format}{priority}")
+    let mut msgid = format!("{id}-{digest:016x}-{ack}{format}{priority}");
+    if let Some(rate) = target.contract.max_rate {
+        msgid.push_str(&format!("r{}", rate.interval().as_micros()));
+    }
+    if target.contract.delta {
+        msgid.push('d');
+    }
+    if let Some(batch) = target.contract.batch {
+        msgid.push_str(&format!("b{}.{}", batch.max_messages, batch.max_delay));
+    }
+    msgid
 }
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU16;
+
     use super::*;
-    use crate::wire::Contract;
+    use crate::wire::{Batch, Contract, Rate};
 
     #[test]
     fn each_contract_of_a_message_has_a_msgid_that_is_fixed_for_all_versions_of_the_gateway() {
         let id = PacketId::new(7).expect("not 0");
-        let msgid = |index, ack, format, priority| {
-            let contract = Contract { ack, format, priority };
+        let known_by = |index, contract: Contract| {
             msgid(id, 0xABC, index, &Target { contract, qos: Qos::AtLeastOnce, readers: Default::default() })
         };
+        let msgid =
+            |index, ack, format, priority| known_by(index, Contract { ack, format, priority, ..Contract::default() });
+        let max_rate = Rate::per_second(2.0);
+        let batch = Some(Batch { max_messages: NonZeroU16::MIN, max_delay: 50 });
         for (expected, seen) in [
             ("7-0000000000000abc", msgid(0, Ack::Auto, Format::Json, Priority::High)),
             ("7-0000000000000abc-at", msgid(1, Ack::Auto, Format::Text, Priority::Normal)),
             ("7-0000000000000abc-ath", msgid(1, Ack::Auto, Format::Text, Priority::High)),
             ("7-0000000000000abc-mtl", msgid(1, Ack::Manual, Format::Text, Priority::Low)),
             ("7-0000000000000abc-aj", msgid(1, Ack::Auto, Format::Json, Priority::Normal)),
+            ("7-0000000000000abc-atr500000", known_by(1, Contract { max_rate, ..Contract::default() })),
+            ("7-0000000000000abc-atd", known_by(1, Contract { delta: true, ..Contract::default() })),
+            ("7-0000000000000abc-atb1.50", known_by(1, Contract { batch, ..Contract::default() })),
+            (
+                "7-0000000000000abc-atr500000db1.50",
+                known_by(1, Contract { max_rate, delta: true, batch, ..Contract::default() }),
+            ),
         ] {
             assert_eq!(seen, expected);
         }

@@ -247,7 +247,7 @@ impl Hub {
     }
 
     async fn on_upstream(&mut self) -> Result<(), Over> {
-        let taken = self.ends.upstream.downlink.take(Some(usize::MAX));
+        let taken = self.ends.upstream.downlink.take(Some(usize::MAX), Instant::now());
         let mut fences = Vec::new();
         for event in taken.events {
             match event {

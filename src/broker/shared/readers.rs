@@ -8,7 +8,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::task::yield_now;
 
-use crate::broker::link::Downlink;
+use crate::broker::link::{Downlink, Kept};
 use crate::delivery::{self, Delivery, Rendition, subscription_id};
 use crate::metrics;
 use crate::mqtt::packet::SubscribeOptions;
@@ -129,6 +129,7 @@ impl Readers {
                 msgid: delivery.msgid.clone().filter(|_| rendition.message.qos > Qos::AtMostOnce),
                 dup: delivery.dup,
                 receipt: None,
+                skipped: 0,
             };
             run.iter().zip(renditions).map(deliver).collect::<SmallVec<[Delivery; 1]>>()
         };
@@ -148,10 +149,7 @@ impl Readers {
                 return;
             }
         }
-        if !reader.downlink.offer_or_drop(deliveries(&made.renditions).into_iter()) {
-            offered.slow.push(reader.member);
-        }
-        offered.waking.push(reader.downlink.clone());
+        offered.keep(reader, reader.downlink.offer_or_drop(deliveries(&made.renditions).into_iter()));
     }
 
     /// A session that reads several of the filters gets a frame for each contract.
@@ -173,12 +171,10 @@ impl Readers {
                         .map(|msgid| if number == 0 { msgid.clone() } else { format!("{msgid}-{number}").into() }),
                     dup: delivery.dup,
                     receipt: None,
+                    skipped: 0,
                 }
             });
-            if !first.downlink.offer_or_drop(deliveries) {
-                offered.slow.push(first.member);
-            }
-            offered.waking.push(first.downlink.clone());
+            offered.keep(first, first.downlink.offer_or_drop(deliveries));
         }
     }
 
@@ -196,6 +192,7 @@ impl Readers {
             msgid,
             dup: false,
             receipt: None,
+            skipped: 0,
         };
         reader.downlink.offer_or_drop([delivery].into_iter());
         reader.downlink.to_session.raise();
@@ -227,6 +224,7 @@ impl Readers {
             reader: delivery::subscriptions::Reader {
                 id: subscription_id(&subscription.filter),
                 sid: subscription.sid,
+                is_shared: false,
             },
             granted,
             retain_as_published: subscription.options.retain_as_published,
@@ -360,6 +358,15 @@ impl Readers {
 }
 
 impl Offered {
+    fn keep(&mut self, reader: &Reader, kept: Kept) {
+        if !kept.fits {
+            self.slow.push(reader.member);
+        }
+        if kept.wakes {
+            self.waking.push(reader.downlink.clone());
+        }
+    }
+
     /// Wakes who has something new.
     pub fn wake(&self) {
         self.waking.iter().for_each(|downlink| downlink.to_session.raise());

@@ -219,6 +219,7 @@ impl Fetch {
                         msgid: msgid.clone(),
                         dup: false,
                         receipt: None,
+                        skipped: 0,
                     },
                 ));
             }

@@ -1,5 +1,7 @@
 //! From the text that a client sent to the frame it means, or to a refusal that says what to mend.
 
+use std::num::NonZeroU16;
+
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -9,7 +11,7 @@ use super::{Flaw, MAX_DEPTH, flaw};
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, Properties, Qos, Topic, TopicFilter};
 use crate::wire::frame::{
-    Ack, Asked, Auth, ClientFrame, Contract, Format, MsgId, Priority, Subscription, Undecoded, Will,
+    Ack, Asked, Auth, Batch, ClientFrame, Contract, Format, MsgId, Priority, Rate, Subscription, Undecoded, Will,
 };
 use crate::wire::{Code, Refusal};
 
@@ -189,6 +191,7 @@ fn entry(raw: &RawValue) -> Result<Entry<'_>, Refusal> {
 /// The outer refusal is the frame's, the inner one the entry's.
 fn subscription(entry: Entry, defaults: Options) -> Result<Asked<Subscription>, Refusal> {
     let options = defaults.with(&entry.fields)?;
+    judge_contract(&options.contract)?;
     Ok(match filter(&entry.topic).and_then(|filter| options.of(filter)) {
         Ok(subscription) => Asked::Valid(subscription),
         Err(refusal) => Asked::Invalid { topic: entry.topic, refusal },
@@ -220,14 +223,6 @@ struct Options {
 impl Options {
     /// These, but for those that the fields give.
     fn with(self, fields: &Fields) -> Result<Options, Refusal> {
-        for later in ["maxRate", "batch"] {
-            if fields.raw(later).is_some() {
-                return Err(not_yet(later));
-            }
-        }
-        if fields.get("delta", "true or false")?.unwrap_or(false) {
-            return Err(not_yet("delta"));
-        }
         let format = match fields.get::<String>("format", "\"text\" or \"json\"")?.as_deref() {
             None => self.contract.format,
             Some("text") => Format::Text,
@@ -260,7 +255,14 @@ impl Options {
         Ok(Options {
             broker,
             sid,
-            contract: Contract { ack: ack_option(fields)?.unwrap_or(self.contract.ack), format, priority },
+            contract: Contract {
+                ack: ack_option(fields)?.unwrap_or(self.contract.ack),
+                format,
+                priority,
+                max_rate: max_rate(fields)?.or(self.contract.max_rate),
+                delta: fields.get("delta", "true or false")?.unwrap_or(self.contract.delta),
+                batch: fields.raw("batch").map(batch).transpose()?.or(self.contract.batch),
+            },
         })
     }
 
@@ -273,8 +275,38 @@ impl Options {
     }
 }
 
-fn not_yet(option: &str) -> Refusal {
-    Refusal::invalid_frame(format!("The option `{option}` is not supported yet; leave it out."))
+/// What a browser has not acked yet can't be left out.
+fn judge_contract(contract: &Contract) -> Result<(), Refusal> {
+    let leaves_out = contract.max_rate.map(|_| "maxRate").or(contract.delta.then_some("delta"));
+    match (contract.ack, leaves_out) {
+        (Ack::Manual, Some(option)) => Err(Refusal::invalid_frame(format!(
+            "`{option}` can't be had with `ack` \"manual\"; leave one of them out."
+        ))),
+        (Ack::Manual, None) | (Ack::Auto, _) => Ok(()),
+    }
+}
+
+fn max_rate(fields: &Fields) -> Result<Option<Rate>, Refusal> {
+    const MUST: &str = "a number of deliveries a second from 0.00001 to 1000000";
+    let rate = fields.get::<f64>("maxRate", MUST)?;
+    rate.map(|rate| Rate::per_second(rate).ok_or_else(|| must_be("maxRate", MUST))).transpose()
+}
+
+fn batch(raw: &RawValue) -> Result<Batch, Refusal> {
+    const MESSAGES: &str = "a number from 1 to 10000";
+    const DELAY: &str = "a number of milliseconds from 0 to 3600000";
+    let fields = Fields::of(raw, "`batch`")?;
+    let needed = |name, must| move || must_be(name, must);
+    let max_messages: NonZeroU16 =
+        fields.get("maxMessages", MESSAGES)?.ok_or_else(needed("maxMessages", "there, in `batch`"))?;
+    let max_delay = fields.get("maxDelay", DELAY)?.ok_or_else(needed("maxDelay", "there, in `batch`"))?;
+    if max_messages.get() > Batch::MOST_MESSAGES {
+        return Err(must_be("maxMessages", MESSAGES));
+    }
+    if max_delay > Batch::LONGEST_DELAY {
+        return Err(must_be("maxDelay", DELAY));
+    }
+    Ok(Batch { max_messages, max_delay })
 }
 
 fn ack_option(fields: &Fields) -> Result<Option<Ack>, Refusal> {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::mqtt::{Outcome, Reason};
 use crate::wire::frame::{Head, Limits, Reply, TopicResult};
-use crate::wire::json::{HEAD_AT, delivery, head, reply};
+use crate::wire::json::{BatchText, HEAD_AT, delivery, head, patched, reply};
 
 const CLIENT: [&str; 7] = ["any", "auth", "subscribe", "unsubscribe", "publish", "ack", "ping"];
 const MAX_STRING: usize = 65_535;
@@ -299,6 +299,12 @@ mod the_files {
                 Message { qos: Qos::ExactlyOnce, ..temp() },
                 Format::Text,
             ),
+            (
+                "with maxRate, after others that were conflated away",
+                Head { sids: vec![3], skipped: 12, ..nothing() },
+                temp(),
+                Format::Text,
+            ),
             ("every property", known_as("31-77d0c2e9b610"), order, Format::Text),
         ];
         said.extend(deliveries.iter().map(|(name, own, message, format)| {
@@ -307,6 +313,18 @@ mod the_files {
             text.insert_str(HEAD_AT, &head(own));
             ("mqtt", *name, text)
         }));
+        let changed = patched(&message("attic/lamp", b""), r#"{"level":0.75,"fault":null}"#, timestamp);
+        said.push(("mqtt", "with delta, what has changed", changed));
+        let temp = delivery(&temp(), Format::Text, timestamp);
+        let lamp = delivery(&Message { qos: qos_1, ..message("attic/lamp", b"on") }, Format::Text, timestamp);
+        let of_one = Head { sids: vec![1], ..known_as("2f-9c1e44d07b52") };
+        for (name, entries) in
+            [("two deliveries", vec![(nothing(), &temp), (of_one, &lamp)]), ("one delivery", vec![(nothing(), &temp)])]
+        {
+            let mut batch = BatchText::default();
+            entries.iter().for_each(|(own, text)| batch.add(&head(own), text.as_bytes()));
+            said.push(("batch", name, String::from_utf8(batch.finish()).expect("text")));
+        }
         said
     }
 
@@ -321,6 +339,7 @@ mod the_files {
             "unsubscribed",
             "ack",
             "mqtt",
+            "batch",
             "error",
             "broker",
             "queued",
@@ -528,7 +547,7 @@ fn options_of_a_subscription_are_read() {
     let full = r#"{"type":"subscribe","topic":"a/+","qos":2,"sid":-7,"format":"json","ack":"manual","priority":"low","retainHandling":2,"noLocal":true,"retainAsPublished":true}"#;
     let options =
         SubscribeOptions { qos: Qos::ExactlyOnce, no_local: true, retain_as_published: true, retain_handling: 2 };
-    let contract = Contract { ack: Ack::Manual, format: Format::Json, priority: Priority::Low };
+    let contract = Contract { ack: Ack::Manual, format: Format::Json, priority: Priority::Low, ..Contract::default() };
     let expected =
         Subscription { filter: TopicFilter::parse("a/+").expect("a filter"), options, sid: Some(-7), contract };
     assert_eq!(one_subscription(full), expected);
@@ -538,6 +557,52 @@ fn options_of_a_subscription_are_read() {
         SubscribeOptions::default(),
         "what asks for nothing new is no option"
     );
+}
+
+#[test]
+fn what_a_contract_may_ask_for_is_read() {
+    let contract =
+        |options: &str| one_subscription(&format!(r#"{{"type":"subscribe","topic":"a",{options}}}"#)).contract;
+    for (written, micros) in [
+        ("1", 1_000_000),
+        ("0.5", 2_000_000),
+        ("3", 333_334),
+        ("1e3", 1_000),
+        ("0.00001", 100_000_000_000),
+        ("1000000", 1),
+        ("999999.5", 2),
+    ] {
+        let interval = contract(&format!(r#""maxRate":{written}"#)).max_rate.map(|rate| rate.interval().as_micros());
+        assert_eq!(interval, Some(micros), "{written}: never more often than was asked");
+    }
+    let batch = contract(r#""batch":{"maxMessages":10000,"maxDelay":3600000,"other":1}"#).batch.expect("there");
+    assert_eq!((batch.max_messages.get(), batch.delay().as_secs()), (10_000, 3600));
+    assert!(contract(r#""delta":true"#).delta);
+    let texts =
+        r#"{"type":"subscribe","maxRate":1,"delta":true,"topics":["a",{"topic":"b","maxRate":2,"delta":false}]}"#;
+    let seen: Vec<_> = subscribed(texts)
+        .into_iter()
+        .map(|asked| match asked {
+            Asked::Valid(Subscription { contract, .. }) => (contract.max_rate, contract.delta),
+            Asked::Invalid { .. } => panic!("all are valid"),
+        })
+        .collect();
+    assert_eq!(seen, [(Rate::per_second(1.0), true), (Rate::per_second(2.0), false)]);
+}
+
+#[test]
+fn what_is_acked_by_hand_is_neither_conflated_nor_left_out() {
+    let with =
+        |options: &str| code(&format!(r#"{{"type":"subscribe","topics":[{{"topic":"a",{options}}}],"ack":"manual"}}"#));
+    for (options, expected) in [
+        (r#""maxRate":1"#, Some(Code::InvalidFrame)),
+        (r#""delta":true"#, Some(Code::InvalidFrame)),
+        (r#""maxRate":1,"ack":"auto""#, None),
+        (r#""delta":false"#, None),
+        (r#""batch":{"maxMessages":2,"maxDelay":5}"#, None),
+    ] {
+        assert_eq!(with(options), expected, "{options}");
+    }
 }
 
 #[test]
@@ -551,7 +616,7 @@ fn options_beside_topics_hold_for_entries_that_have_none_of_their_own() {
             Asked::Invalid { .. } => panic!("all are valid"),
         })
         .collect();
-    let manual = Contract { ack: Ack::Manual, format: Format::Text, priority: Priority::High };
+    let manual = Contract { ack: Ack::Manual, priority: Priority::High, ..Contract::default() };
     let own = Contract { format: Format::Json, ..Contract::default() };
     assert_eq!(seen, [(1, Some(5), manual), (1, Some(5), manual), (0, Some(6), own)]);
 }
@@ -581,7 +646,7 @@ fn an_invalid_filter_is_refused_alone_and_an_invalid_option_with_its_frame() {
         r#"{"type":"subscribe","topics":["a",{"topic":"b","qos":3}]}"#,
         r#"{"type":"subscribe","topics":["a",{"topic":"a/#/b","qos":3}]}"#,
         r#"{"type":"subscribe","topics":["a"],"qos":3}"#,
-        r#"{"type":"subscribe","topics":["a"],"maxRate":1}"#,
+        r#"{"type":"subscribe","topics":["a"],"maxRate":0}"#,
         r#"{"type":"subscribe","topics":["a"],"priority":"urgent"}"#,
         r#"{"type":"subscribe","topics":["a"],"priority":1}"#,
         r#"{"type":"subscribe","topic":"a/#/b","format":"xml"}"#,

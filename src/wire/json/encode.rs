@@ -33,6 +33,9 @@ pub fn head(head: &Head) -> String {
     if head.dup {
         out.push_str(r#","dup":true"#);
     }
+    if head.skipped > 0 {
+        write!(out, r#","skipped":{}"#, head.skipped).expect("a string takes all");
+    }
     out
 }
 
@@ -43,13 +46,62 @@ pub fn delivery(message: &Message, format: Format, timestamp: u64) -> String {
     out.push_str(r#","topic":"#);
     string(&mut out, message.topic.as_ref());
     payload(&mut out, &message.payload, format);
+    end_delivery(&mut out, message, timestamp);
+    out
+}
+
+/// The same with a merge patch, which is JSON, in the place of the payload.
+pub fn patched(message: &Message, patch: &str, timestamp: u64) -> String {
+    let mut out = String::with_capacity(160 + message.topic.as_ref().len() + patch.len());
+    out.push_str(BEGINNING);
+    out.push_str(r#","topic":"#);
+    string(&mut out, message.topic.as_ref());
+    out.push_str(r#","patch":"#);
+    out.push_str(patch);
+    end_delivery(&mut out, message, timestamp);
+    out
+}
+
+fn end_delivery(out: &mut String, message: &Message, timestamp: u64) {
     let qos = message.qos.number();
     write!(out, r#","qos":{qos},"retain":{},"timestamp":{timestamp}"#, message.retain).expect("a string takes all");
     if let Some(given) = &message.properties {
-        properties(&mut out, given);
+        properties(out, given);
     }
     out.push('}');
-    out
+}
+
+const BATCH_BEGINNING: &[u8] = br#"{"type":"batch","data":["#;
+
+/// The text of a frame that holds several deliveries.
+#[derive(Debug, Default)]
+pub struct BatchText(Vec<u8>);
+
+impl BatchText {
+    /// One more: its head, and the rest of its text.
+    pub fn add(&mut self, head: &str, text: &[u8]) {
+        self.0.extend_from_slice(if self.0.is_empty() { BATCH_BEGINNING } else { b"," });
+        let (beginning, rest) = text.split_at(HEAD_AT);
+        for part in [beginning, head.as_bytes(), rest] {
+            self.0.extend_from_slice(part);
+        }
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The whole text.
+    pub fn finish(mut self) -> Vec<u8> {
+        self.0.extend_from_slice(b"]}");
+        self.0
+    }
 }
 
 fn payload(out: &mut String, payload: &[u8], format: Format) {
@@ -65,6 +117,11 @@ fn payload(out: &mut String, payload: &[u8], format: Format) {
     }
     out.push_str(r#","payload":"#);
     string(out, text);
+}
+
+/// Whether a text is JSON that our own decoder would take.
+pub fn is_json(text: &str) -> bool {
+    as_json(text).is_some()
 }
 
 /// The text without the space around it, if it is JSON that our own decoder would take.
@@ -181,7 +238,7 @@ mod tests {
         assert_eq!(head(&Head::default()), "");
         let text = delivery(&message(b"x"), Format::Text, 7);
         assert_eq!(text, r#"{"type":"mqtt","topic":"attic/témp","payload":"x","qos":0,"retain":false,"timestamp":7}"#);
-        let head = head(&Head { sids: vec![3, -1], msgid: Some("9-ab".into()), dup: true });
+        let head = head(&Head { sids: vec![3, -1], msgid: Some("9-ab".into()), dup: true, skipped: 12 });
         let properties = Properties {
             content_type: Some("a".to_owned()),
             response_topic: Some("b".to_owned()),
@@ -198,7 +255,7 @@ mod tests {
         assert_eq!(
             frame,
             json!({
-                "type": "mqtt", "sids": [3, -1], "msgid": "9-ab", "dup": true, "topic": "attic/témp", "payload": "x", "qos": 1,
+                "type": "mqtt", "sids": [3, -1], "msgid": "9-ab", "dup": true, "skipped": 12, "topic": "attic/témp", "payload": "x", "qos": 1,
                 "retain": true, "timestamp": 8,
                 "properties": {
                     "contentType": "a", "responseTopic": "b", "correlationData": "/w==", "messageExpiryInterval": 5,
