@@ -1,6 +1,7 @@
 //! At most so many deliveries a second for each topic: the newest waits in a slot until its time has come.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::time::Instant;
 
 use smallvec::SmallVec;
@@ -20,7 +21,8 @@ pub struct Conflation {
     /// Some are free.
     slots: Vec<Option<Slot>>,
     free: Vec<u32>,
-    by_topic: HashMap<Topic, SmallVec<[u32; 2]>>,
+    /// Slots by the hash of their topic.
+    by_topic: HashMap<u64, SmallVec<[u32; 2]>, BuildHasherDefault<Hashed>>,
     /// What waits for its time.
     timed: BTreeSet<(Instant, u32)>,
     /// What may be taken, by lane and by place.
@@ -38,6 +40,7 @@ pub struct Conflation {
 #[derive(Debug)]
 struct Slot {
     topic: Topic,
+    topic_hash: u64,
     contract: Contract,
     /// The shared subscription that it is for: deliveries of one are never merged with others.
     shared: Option<u32>,
@@ -105,7 +108,7 @@ impl Conflation {
     /// The slot of a delivery. What waits for the same topic and the same subscriptions in other slots is older and came under a
     /// contract that they have no more: it is conflated away, or comes for other subscriptions alone.
     pub fn find(&mut self, delivery: &Delivery, left: &mut Vec<Delivery>) -> Option<u32> {
-        let slots = self.by_topic.get(&delivery.rendition.message.topic)?;
+        let slots = self.by_topic.get(&delivery.rendition.topic_hash())?;
         let slot = |index: &u32| self.slots[*index as usize].as_ref();
         let is_ours = |index: &u32| slot(index).is_some_and(|slot| slot.takes(delivery));
         if let [only] = slots.as_slice()
@@ -129,19 +132,13 @@ impl Conflation {
         let slot = slot(&mut self.slots, index);
         let before = slot.waiting.take().expect("it was found to wait");
         let lane = lane(&slot.contract);
-        let size = delivery.size();
         delivery.skipped = before.skipped.saturating_add(1);
-        for reader in &before.readers {
-            if !delivery.readers.iter().any(|other| other.id == reader.id) {
-                delivery.readers.push(*reader);
-            }
-        }
+        let grown = delivery.join_readers(&before);
         slot.learn(&delivery);
         if !slot.is_fresh {
             slot.is_fresh = true;
             self.fresh.push(index);
         }
-        let grown = delivery.size() - size;
         let (old, new) = (before.kind(), delivery.kind());
         slot.waiting = Some(delivery);
         if old != new {
@@ -314,9 +311,11 @@ impl Conflation {
             self.slots.len() as u32 - 1
         });
         self.kept += kept(&topic);
-        self.by_topic.entry(topic.clone()).or_default().push(index);
+        let topic_hash = delivery.rendition.topic_hash();
+        self.by_topic.entry(topic_hash).or_default().push(index);
         self.slots[index as usize] = Some(Slot {
             topic,
+            topic_hash,
             contract: delivery.contract,
             shared: shared(delivery),
             readers: SmallVec::new(),
@@ -363,10 +362,10 @@ impl Conflation {
         self.resting.remove(&(slot.due, index));
         self.free.push(index);
         self.kept -= kept(&slot.topic);
-        if let Some(slots) = self.by_topic.get_mut(&slot.topic) {
+        if let Some(slots) = self.by_topic.get_mut(&slot.topic_hash) {
             slots.retain(|other| *other != index);
             if slots.is_empty() {
-                self.by_topic.remove(&slot.topic);
+                self.by_topic.remove(&slot.topic_hash);
             }
         }
     }
@@ -386,11 +385,16 @@ impl Conflation {
 
 impl Slot {
     fn takes(&self, delivery: &Delivery) -> bool {
-        self.contract == delivery.contract && self.shared == shared(delivery)
+        self.is_of(delivery) && self.contract == delivery.contract && self.shared == shared(delivery)
     }
 
+    fn is_of(&self, delivery: &Delivery) -> bool {
+        self.topic == delivery.rendition.message.topic
+    }
+
+    /// Whether it has to do with a subscription that the delivery is for.
     fn is_for(&self, delivery: &Delivery) -> bool {
-        delivery.readers.iter().any(|reader| self.readers.contains(&reader.id))
+        self.is_of(delivery) && delivery.readers.iter().any(|reader| self.readers.contains(&reader.id))
     }
 
     fn learn(&mut self, delivery: &Delivery) {
@@ -399,6 +403,24 @@ impl Slot {
                 self.readers.push(reader.id);
             }
         }
+    }
+}
+
+/// Of what is a hash already.
+#[derive(Debug, Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only numbers are hashed")
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

@@ -3,7 +3,8 @@
 //! Values are compared as text, so that a number never becomes another one: 1 and 1.0 differ, and what no machine holds stays whole.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::wire::json::{self, Fields};
 
@@ -33,22 +34,19 @@ fn difference(base: &str, new: &str, patch: &mut String) -> Option<()> {
         patch.push_str(&serde_json::to_string(name).expect("a string is JSON"));
         patch.push(':');
     };
-    for (key, _) in &base.members {
-        if new.get(key).is_none() {
-            name(patch, key);
-            patch.push_str("null");
-        }
-    }
-    for (key, value) in &new.members {
-        match base.get(key) {
+    let mut kept = 0;
+    for (at, (key, value)) in new.members.iter().enumerate() {
+        let before = base.get(key, at);
+        kept += if before.is_some() { 1 } else { 0 };
+        match before {
             Some(before) if is_same(before, value) => {}
             Some(before) if before.starts_with('{') && value.starts_with('{') => {
-                let at = patch.len();
-                name(patch, key);
                 let begins = patch.len();
+                name(patch, key);
+                let nested = patch.len();
                 difference(before, value, patch)?;
-                if &patch[begins..] == "{}" {
-                    patch.truncate(at);
+                if &patch[nested..] == "{}" {
+                    patch.truncate(begins);
                 }
             }
             Some(_) | None => {
@@ -57,6 +55,14 @@ fn difference(base: &str, new: &str, patch: &mut String) -> Option<()> {
                 }
                 name(patch, key);
                 patch.push_str(value);
+            }
+        }
+    }
+    if kept < base.members.len() {
+        for (at, (key, _)) in base.members.iter().enumerate() {
+            if new.get(key, at).is_none() {
+                name(patch, key);
+                patch.push_str("null");
             }
         }
     }
@@ -99,35 +105,30 @@ fn without_space(json: &str) -> impl Iterator<Item = u8> {
 /// A JSON object whose members' values are still text.
 struct Object<'a> {
     members: Vec<(Cow<'a, str>, &'a str)>,
-    /// Where each is, in objects in which a search would take long.
-    index: HashMap<Cow<'a, str>, usize>,
+    /// Where each is, by the hash of its name.
+    index: Vec<(u64, usize)>,
 }
 
-/// Members up to which one is looked for among all.
-const FEW: usize = 16;
-
 impl<'a> Object<'a> {
-    /// Nothing for what is no object, or one with a name that stands twice: what it means is anybody's guess.
+    /// Nothing for what is no object, or one with a name that stands twice: what it means is anybody's guess. Two names of one hash
+    /// count as the same: nothing is lost by that.
     fn parse(text: &'a str) -> Option<Object<'a>> {
         let fields: Fields = serde_json::from_str(text).ok()?;
         let members: Vec<_> = fields.into_iter().map(|(name, value)| (name, value.get())).collect();
-        let mut index = HashMap::new();
-        if members.len() > FEW {
-            index.extend(members.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)));
-            if index.len() < members.len() {
-                return None;
-            }
-        } else if (1..members.len()).any(|at| members[..at].iter().any(|(name, _)| *name == members[at].0)) {
-            return None;
-        }
-        Some(Object { members, index })
+        let mut index: Vec<_> =
+            members.iter().enumerate().map(|(at, (name, _))| (xxh3_64(name.as_bytes()), at)).collect();
+        index.sort_unstable();
+        let is_unique = index.windows(2).all(|pair| pair[0].0 != pair[1].0);
+        is_unique.then_some(Object { members, index })
     }
 
-    fn get(&self, name: &str) -> Option<&'a str> {
-        if self.members.len() > FEW {
-            return self.index.get(name).map(|at| self.members[*at].1);
-        }
-        self.members.iter().find(|(member, _)| member == name).map(|(_, value)| *value)
+    /// The value of a member that is likely to be at that place.
+    fn get(&self, name: &str, likely: usize) -> Option<&'a str> {
+        let named = |at: usize| self.members.get(at).filter(|(member, _)| member == name).map(|(_, value)| *value);
+        named(likely).or_else(|| {
+            let found = self.index.binary_search_by_key(&xxh3_64(name.as_bytes()), |(hash, _)| *hash).ok()?;
+            named(self.index[found].1)
+        })
     }
 }
 

@@ -57,6 +57,21 @@ impl Delivery {
         to(&[begun, head.as_bytes(), rest]);
     }
 
+    /// It comes for the readers of an older one too, and is so many bytes larger then.
+    pub fn join_readers(&mut self, older: &Delivery) -> usize {
+        let ours = |reader: &Reader, readers: &[Reader]| readers.iter().any(|other| other.id == reader.id);
+        if older.readers.iter().all(|reader| ours(reader, &self.readers)) {
+            return 0;
+        }
+        let size = self.size();
+        for reader in &older.readers {
+            if !ours(reader, &self.readers) {
+                self.readers.push(*reader);
+            }
+        }
+        self.size() - size
+    }
+
     /// What may be done with it while its browser reads nothing.
     pub fn kind(&self) -> Option<Kind> {
         self.rendition.kind()
@@ -154,7 +169,7 @@ impl Outbox {
             match self.conflation.offer(delivery, place, now, bound.topics, &mut left) {
                 Offered::Replaced(older, grown) => {
                     self.bytes += grown;
-                    left.push(older);
+                    self.leave(older, &mut offer);
                 }
                 Offered::Waits(due) => offer.due = Some(due),
                 Offered::Ready => offer.has_news = true,
@@ -167,15 +182,20 @@ impl Outbox {
             let now = delivery.rendition.received;
             self.queue(delivery, now, &mut offer);
         }
-        offer.conflated = left.len();
         for older in left {
-            self.bytes -= older.size();
-            self.confirmed.extend(older.receipt);
+            self.leave(older, &mut offer);
         }
         if excess == Excess::Drop {
             offer.dropped = self.drop_excess(bound);
         }
         offer
+    }
+
+    /// It was conflated away, and counts as delivered.
+    fn leave(&mut self, older: Delivery, offer: &mut Offer) {
+        offer.conflated += 1;
+        self.bytes -= older.size();
+        self.confirmed.extend(older.receipt);
     }
 
     /// Behind all others of its priority, or first among those that it is to come with.

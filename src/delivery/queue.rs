@@ -110,6 +110,9 @@ impl Queue {
     /// Gives the payloads memory of their own.
     pub fn detach(&mut self) {
         let shared = std::mem::take(&mut self.shared);
+        if shared == 0 {
+            return;
+        }
         self.deliveries.iter_mut().rev().take(shared).for_each(|(_, delivery)| delivery.detach());
     }
 

@@ -1,11 +1,13 @@
 //! A message in the one form in which some of its readers get it: encoded once, however many they are.
 
-use std::sync::OnceLock;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{LazyLock, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::mqtt::{Message, Qos};
+use crate::mqtt::{Message, Qos, Topic};
 use crate::wire::{Format, json};
 
 /// A message at one QoS, with one retain flag and in one format. Its text holds nothing of a session's own.
@@ -19,13 +21,20 @@ pub struct Rendition {
     pub timestamp: u64,
     /// The same moment on the clock that measures how late it is.
     pub received: Instant,
+    topic_hash: u64,
     text: OnceLock<Bytes>,
 }
 
 impl Rendition {
     /// Not encoded yet: what is never written never is.
     pub fn new(message: Message, format: Format, timestamp: u64, received: Instant) -> Rendition {
-        Rendition { message, format, timestamp, received, text: OnceLock::new() }
+        let topic_hash = topic_hash(&message.topic);
+        Rendition { message, format, timestamp, received, topic_hash, text: OnceLock::new() }
+    }
+
+    /// A hash of the topic, made once for all readers: that of equal topics in this process, and nobody can guess it.
+    pub fn topic_hash(&self) -> u64 {
+        self.topic_hash
     }
 
     /// The frame, as it is where its head says nothing.
@@ -41,6 +50,11 @@ impl Rendition {
             (Qos::AtLeastOnce | Qos::ExactlyOnce, _) => None,
         }
     }
+}
+
+fn topic_hash(topic: &Topic) -> u64 {
+    static SEED: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
+    xxh3_64_with_seed(topic.as_str().as_bytes(), *SEED)
 }
 
 /// What may be dropped.
