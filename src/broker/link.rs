@@ -334,6 +334,8 @@ impl Handle {
 const LOSS: usize = 2;
 /// Deliveries of a session that may wait without being counted.
 const FEW: usize = 8;
+/// How many times what may wait for a browser may wait for one that reads, where its link is read on for others.
+const PATIENCE: usize = 8;
 /// Bytes of payloads that are written at once; for more than that, the session is woken.
 const MOST_AT_ONCE: usize = 64 * 1024;
 /// Bytes of deliveries that a session may take at one time, however little memory is left for all.
@@ -609,13 +611,29 @@ impl Downlink {
         let mut state = self.lock();
         let bound = match state.phase {
             Phase::Opening => self.config.opening_bound(left),
-            Phase::Open => self.config.bound(left),
+            Phase::Open => self.patient_bound(&state, left),
             Phase::Draining | Phase::Ended => return Kept { fits: true, wakes: false },
         };
         let excess = if self.config.overflow == Overflow::Drop { Excess::Drop } else { Excess::Hold };
         let offer = state.offer(deliveries, excess, &bound);
         state.account(&self.budget);
-        Kept { fits: !state.outbox.is_over(&bound), wakes: state.wakes(&offer) }
+        // What waits for its batch takes room that others need.
+        let is_full = state.outbox.is_full(&self.config.bound(left));
+        Kept { fits: !state.outbox.is_over(&bound), wakes: state.wakes(&offer) || is_full }
+    }
+
+    /// A shared link can't be read more slowly, so a burst may be several times what may wait while the browser takes something.
+    fn patient_bound(&self, state: &State, left: usize) -> Bound {
+        let bound = self.config.bound(left);
+        match state.excess {
+            Excess::Drop => bound,
+            Excess::Hold if self.config.overflow == Overflow::Close => bound,
+            Excess::Hold => Bound {
+                count: bound.count.saturating_mul(PATIENCE),
+                bytes: self.config.max_queued_bytes.get().saturating_mul(PATIENCE).min(bound.free),
+                ..bound
+            },
+        }
     }
 
     /// Shared link: whether stored messages may be offered, which come faster than a browser reads and are not dropped; half of the
@@ -838,7 +856,16 @@ impl Downlink {
 
     /// Session: whether it is to be closed if its browser takes nothing.
     pub fn closes_when_stalled(&self) -> bool {
-        self.config.overflow == Overflow::Close && self.is_full()
+        match self.config.overflow {
+            Overflow::Close => self.is_full(),
+            // What is left then can't be dropped, and its link is read on for others.
+            Overflow::Drop if self.to_link.is_among() => {
+                let bound = self.config.bound(self.left());
+                let state = self.lock();
+                state.excess == Excess::Drop && state.outbox.is_over(&bound)
+            }
+            Overflow::Drop => false,
+        }
     }
 
     /// Session: whether the broker's connection is held up, or would be.

@@ -76,6 +76,11 @@ impl Raise {
         }
     }
 
+    /// Others share the task.
+    pub fn is_among(&self) -> bool {
+        matches!(self, Raise::Among { .. })
+    }
+
     /// One of many: it is looked at now, and what comes from now on is to be told anew.
     pub fn seen(&self) {
         if let Raise::Among { rung, .. } = self {

@@ -257,6 +257,8 @@ impl Hub {
             }
         }
         self.fan_out(taken.deliveries).await;
+        // It is the readers' now, and charged to them.
+        self.ends.upstream.downlink.encoded(0);
         fences.into_iter().for_each(|request| self.on_answered(request));
         Ok(())
     }
