@@ -429,8 +429,7 @@ impl Downlink {
         if state.phase == Phase::Draining {
             state.outbox.release_all();
         } else if state.is_held || state.outbox.is_full(&bound) {
-            // What they wait for would not come.
-            state.outbox.release_batches();
+            state.outbox.relieve(&bound);
         }
         let before = state.outbox.bytes();
         let deliveries = bytes.map_or_else(Vec::new, |bytes| state.outbox.take(bytes.min(left.max(LEAST_TAKEN)), now));
