@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tidegate::broker::BrokerUrl;
 use tidegate::config::{Config, Flags};
+use tidegate::delivery::merge_patch::{diff, object};
 use tidegate::http::websocket::frame::{self as websocket_frame, Decoder, Event, Opcode};
 use tidegate::mqtt::packet::{self, Malformed, Packet};
 use tidegate::mqtt::trie::Trie;
@@ -21,8 +22,9 @@ use tidegate::wire::{Close, Code};
 pub type Claim = fn(&[u8]);
 
 /// One for each parser, by the name of its fuzz target.
-pub const CLAIMS: [(&str, Claim); 7] = [
+pub const CLAIMS: [(&str, Claim); 8] = [
     ("frame", |data| on_text(data, frame)),
+    ("merge_patch", merge_patch),
     ("packets", packets),
     ("websocket", websocket),
     ("topics", |data| on_text(data, topics)),
@@ -94,6 +96,35 @@ fn subscription(subscription: &Subscription) {
     assert!(is_filter(subscription.filter.as_str()), "{subscription:?}");
     assert!(subscription.options.retain_handling <= 2);
     assert!(!(subscription.options.no_local && subscription.filter.is_shared()));
+}
+
+/// `delivery::merge_patch`, given two payloads with a line's end between them: a patch makes exactly the second of the first.
+fn merge_patch(data: &[u8]) {
+    let Some(end) = data.iter().position(|byte| *byte == b'\n') else { return };
+    let (Some(base), Some(new)) = (object(&data[..end]), object(&data[end + 1..])) else { return };
+    let Some(patch) = diff(base, new) else { return };
+    let value = |text: &str| serde_json::from_str::<Value>(text);
+    // Numbers that are JSON, and too large for this reader of it, have no value.
+    let (Ok(before), Ok(after)) = (value(base), value(new)) else { return };
+    let mut made = before;
+    patched(&mut made, value(&patch).expect("a patch is JSON"));
+    assert_eq!(made, after, "{patch}");
+}
+
+/// MergePatch as RFC 7396 section 2 has it.
+fn patched(target: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else { return *target = patch };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (name, value) in patch {
+        let members = target.as_object_mut().expect("it is one now");
+        if value.is_null() {
+            members.remove(&name);
+        } else {
+            patched(members.entry(name).or_insert(Value::Null), value);
+        }
+    }
 }
 
 /// A message that a client wrote as `value`.

@@ -772,8 +772,7 @@ impl Downlink {
         if state.phase == Phase::Draining {
             state.outbox.release_all();
         } else if state.is_held || state.outbox.is_full(&bound) {
-            // What they wait for would not come.
-            state.outbox.release_batches();
+            state.outbox.relieve(&bound);
         }
         let before = state.outbox.bytes();
         let rest = std::mem::take(&mut state.rest);

@@ -193,7 +193,7 @@ impl Conflation {
         while let Some((due, _)) = self.timed.first()
             && *due <= now
         {
-            self.ripen_first();
+            self.ripen_next();
         }
         self.forget_rested(now);
     }
@@ -201,16 +201,17 @@ impl Conflation {
     /// All that waits may be taken, due or not.
     pub fn ripen_all(&mut self) {
         while !self.timed.is_empty() {
-            self.ripen_first();
+            self.ripen_next();
         }
     }
 
-    fn ripen_first(&mut self) {
-        if let Some((_, index)) = self.timed.pop_first() {
-            let slot = slot(&mut self.slots, index);
-            slot.stage = Stage::Ready;
-            self.ready[lane(&slot.contract)].insert((slot.place, index));
-        }
+    /// What is due next may be taken; gives back its size, or more than anything has, if nothing is due.
+    pub fn ripen_next(&mut self) -> usize {
+        let Some((_, index)) = self.timed.pop_first() else { return usize::MAX };
+        let slot = slot(&mut self.slots, index);
+        slot.stage = Stage::Ready;
+        self.ready[lane(&slot.contract)].insert((slot.place, index));
+        slot.waiting.as_ref().map_or(0, Delivery::size)
     }
 
     /// Of what may be taken of a lane the first, and its place.

@@ -296,8 +296,18 @@ impl Outbox {
         self.conflation.next_due().into_iter().chain(self.batching.next_due()).min()
     }
 
-    /// What waits for others to come in one frame with it waits no longer.
-    pub fn release_batches(&mut self) {
+    /// It is full: what waits for others to come in one frame with it waits no longer, as they would not come; and if what waits for its
+    /// time is all there is, some of that goes before it.
+    pub fn relieve(&mut self, bound: &Bound) {
+        self.release_batches();
+        let is_stuck = (0..LANES).all(|lane| self.next(lane).is_none());
+        let mut over = if is_stuck && self.is_full(bound) { self.bytes.saturating_sub(bound.bytes) + 1 } else { 0 };
+        while over > 0 {
+            over = over.saturating_sub(self.conflation.ripen_next());
+        }
+    }
+
+    fn release_batches(&mut self) {
         while let Some((lane, batch)) = self.batching.any() {
             self.lanes[lane].append(batch);
         }
@@ -366,7 +376,7 @@ impl Outbox {
 
     /// Whether more may be offered: there is room, or what is over the bound can be made room for.
     pub fn has_room(&self, excess: Excess, bound: &Bound) -> bool {
-        !self.is_full(bound) || (excess == Excess::Drop && self.holds(Kind::Live))
+        !self.is_full(bound) || (excess == Excess::Drop && self.holds(Kind::Live, self.bytes >= bound.bytes))
     }
 
     /// No more should be offered while the browser reads. Never so while nothing waits, however little may be held.
@@ -404,18 +414,21 @@ impl Outbox {
         self.queued() > bound.count || self.bytes > bound.bytes
     }
 
-    fn holds(&self, kind: Kind) -> bool {
+    /// Whether one of that kind could be dropped, in slots too or not: those are no part of what is counted.
+    fn holds(&self, kind: Kind, in_slots: bool) -> bool {
         self.batching.holds(kind)
-            || (0..LANES).any(|lane| self.lanes[lane].holds(kind) || self.conflation.holds(lane, kind))
+            || (0..LANES).any(|lane| self.lanes[lane].holds(kind) || (in_slots && self.conflation.holds(lane, kind)))
     }
 
-    /// Of the lowest priority the oldest that waits in line, then what waits in slots: that is the newest of its topic.
+    /// Of the lowest priority the oldest that waits in line, then what waits in slots, which is the newest of its topic, and only where
+    /// it is memory that lacks.
     fn drop_one(&mut self, kind: Kind, bound: &Bound) -> bool {
+        let in_slots = self.bytes > bound.bytes;
         let dropped = (0..LANES).rev().find_map(|lane| {
             self.lanes[lane]
                 .drop_oldest(kind)
                 .or_else(|| self.batching.drop_oldest(lane, kind))
-                .or_else(|| self.conflation.drop_oldest(lane, kind))
+                .or_else(|| if in_slots { self.conflation.drop_oldest(lane, kind) } else { None })
         });
         let Some(delivery) = dropped else { return false };
         self.bytes -= delivery.size();
@@ -881,7 +894,7 @@ mod tests {
         hold(&mut outbox, of("a", "6", three, after(start, 10)));
         assert_eq!(taken(&mut outbox, after(start, 10)), ["3", "4", "5"]);
         assert_eq!(outbox.next_due(), Some(after(start, 110)));
-        outbox.release_batches();
+        outbox.relieve(&at_most(1));
         assert_eq!(taken(&mut outbox, after(start, 10)), ["6"]);
         assert_eq!((outbox.len(), outbox.bytes(), outbox.next_due()), (0, 0, None));
     }
@@ -941,6 +954,40 @@ mod tests {
         let mut gaps = Gaps::default();
         gaps.add(Topic::parse("a").expect("a topic"), delta(per_second(1.0)), 10);
         assert_eq!(outbox.take_gaps(), gaps);
+    }
+
+    #[test]
+    fn too_many_in_line_cost_no_value_that_waits_for_its_time() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        let low = Contract { priority: Priority::Low, ..per_second(1.0) };
+        hold(&mut outbox, of("a", "slot", low, start));
+        for payload in ["1", "2", "3"] {
+            hold(&mut outbox, of("b", payload, Contract::default(), start));
+        }
+        assert_eq!(outbox.drop_excess(&at_most(1)), 2);
+        assert_eq!(taken(&mut outbox, start), ["3", "slot"]);
+        hold(&mut outbox, of("a", "slot", low, start));
+        hold(&mut outbox, delivery("sure", Qos::AtLeastOnce));
+        assert!(!outbox.has_room(Excess::Drop, &at_most(1)), "nothing in line can be dropped");
+    }
+
+    #[test]
+    fn values_that_fill_the_memory_go_before_their_time_and_hold_nothing_up() {
+        let (mut outbox, start) = (Outbox::default(), Instant::now());
+        for round in 0..2 {
+            for topic in ["a", "b", "c"] {
+                hold(&mut outbox, of(topic, topic, per_second(0.001), after(start, round)));
+            }
+            if round == 0 {
+                assert_eq!(taken(&mut outbox, start), ["a", "b", "c"]);
+            }
+        }
+        let bound = Bound { bytes: outbox.bytes() - 10, ..at_most(10) };
+        outbox.relieve(&at_most(10));
+        assert_eq!(taken(&mut outbox, after(start, 2)), Vec::<Bytes>::new(), "while there is room they wait");
+        outbox.relieve(&bound);
+        assert_eq!(taken(&mut outbox, after(start, 2)), ["a"]);
+        assert!(!outbox.is_full(&bound));
     }
 
     #[test]
@@ -1058,7 +1105,7 @@ mod tests {
                     prop_assert_eq!(outbox.len(), outbox.iter().count());
                     prop_assert_eq!(offered, seen.len() + conflated + dropped + purged + outbox.len());
                     let is_live = |delivery: &Delivery| delivery.kind() == Some(Kind::Live);
-                    prop_assert_eq!(outbox.holds(Kind::Live), outbox.iter().any(is_live));
+                    prop_assert_eq!(outbox.holds(Kind::Live, true), outbox.iter().any(is_live));
                 }
                 prop_assert!(outbox.is_empty());
                 confirmed.sort_unstable();

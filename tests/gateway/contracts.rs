@@ -111,12 +111,12 @@ async fn of_each_topic_come_at_most_so_many_a_second_and_the_last_one_arrives() 
         let of_topic: Vec<_> = frames.iter().filter(|(_, frame)| frame["topic"] == topic).collect();
         assert_eq!(number(&of_topic[0].1), 0, "the first comes at once");
         assert_eq!(number(&of_topic[of_topic.len() - 1].1), sent - 1, "the last one arrives though nothing follows");
-        assert!((6..=10).contains(&of_topic.len()), "{} in about 2.25 seconds", of_topic.len());
+        assert!((4..=10).contains(&of_topic.len()), "{} in about 2.25 seconds", of_topic.len());
         let seen: u64 = of_topic.iter().map(|(_, frame)| frame["skipped"].as_u64().unwrap_or(0) + 1).sum();
         assert_eq!(seen, sent as u64, "what was skipped is told");
         for pair in of_topic.windows(5) {
             let time = pair[4].0 - pair[0].0;
-            assert!(time > Duration::from_millis(900), "five within {time:?}");
+            assert!(time > Duration::from_millis(700), "five within {time:?}");
         }
     }
     assert_eq!(house.metric(CONFLATED).await, (3 * sent - frames.len()) as f64);
@@ -497,6 +497,25 @@ async fn what_waits_for_its_time_when_a_drain_begins_is_written() {
         }
     }
     assert_eq!((slow, many), (Some(2), Some(7)));
+}
+
+#[tokio::test]
+async fn values_that_fill_the_queue_hold_nothing_up() {
+    let (_mosquitto, house, mut source) = house("[delivery]\nmax_queued_bytes = 30_000").await;
+    let mut browser = house.browser().await;
+    browser.subscribe_with(json!({"topic": "t/+", "qos": 1, "maxRate": 0.001})).await;
+    for round in 0..3 {
+        for topic in 0..20 {
+            let payload = json!(format!("{round}{}", "x".repeat(5000)));
+            publish(&mut source, &format!("t/{topic}"), payload, 1).await;
+        }
+    }
+    browser.send(json!({"type": "subscribe", "topic": "other"})).await;
+    let mut came = 0;
+    while browser.next().await["type"] == "mqtt" {
+        came += 1;
+    }
+    assert!((20..60).contains(&came), "{came}");
 }
 
 #[tokio::test]
