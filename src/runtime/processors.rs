@@ -48,9 +48,9 @@ mod tests {
     fn a_thread_is_pinned_to_one_processor_and_set_free_again() {
         let processors = Processors::available().unwrap();
         let all = processors.numbers();
-        for worker in 0..all.len() {
+        for (worker, &number) in all.iter().enumerate() {
             processors.pin(worker).unwrap();
-            assert_eq!(Processors::available().unwrap().numbers(), [all[worker]]);
+            assert_eq!(Processors::available().unwrap().numbers(), [number]);
         }
         processors.unpin().unwrap();
         assert_eq!(Processors::available().unwrap().numbers(), all);
