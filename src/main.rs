@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tidegate::app::{App, tell_panics};
-use tidegate::broker::BrokerUrl;
+use tidegate::broker::{BrokerUrl, Upstream};
 use tidegate::cli::{Cli, Command};
 use tidegate::config::{Config, Flags, TEMPLATE, environment};
 use tidegate::log::{self, Log};
@@ -90,9 +90,11 @@ async fn run(config: Config, log: Log, descriptors: Descriptors, flags: &Flags) 
 /// The descriptors that this configuration asks for. A session has its browser's connection and its own to the broker, which has
 /// its other end in this process too where the broker is embedded.
 fn needed(config: &Config) -> u64 {
-    let each = match config.broker.url {
-        BrokerUrl::Embedded { .. } => 3,
-        BrokerUrl::Mqtt { .. } => 2,
+    let each = match (config.broker.upstream, &config.broker.url) {
+        // Those that need a client of their own are few.
+        (Upstream::Shared, _) => 1,
+        (Upstream::PerSession, BrokerUrl::Embedded { .. }) => 3,
+        (Upstream::PerSession, BrokerUrl::Mqtt { .. }) => 2,
     };
     needed_descriptors(&config.connections, each)
 }

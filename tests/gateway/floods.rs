@@ -58,7 +58,11 @@ mod rates {
             let _ = goes_on.send(json!({"type": "ping"})).await;
         }
         assert_eq!(goes_on.closed().await, 4429);
-        assert_eq!(house.metric(r#"tidegate_sessions_closed_total{code="4429"}"#).await, 1.0);
+        // The client knows before the session has ended.
+        eventually("it is counted", async || {
+            house.metric(r#"tidegate_sessions_closed_total{code="4429"}"#).await == 1.0
+        })
+        .await;
         assert!(house.metric(r#"tidegate_refusals_total{code="rate_limited"}"#).await > 30.0);
     }
 
