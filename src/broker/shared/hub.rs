@@ -85,12 +85,15 @@ pub struct Hub {
     movers: (mpsc::UnboundedSender<Arrived>, mpsc::UnboundedReceiver<Arrived>),
 }
 
+/// What became of a session's first subscriptions, as far as it is known.
+type Results = Vec<Option<Result<Qos, Refusal>>>;
+
 /// What the hub knows of a session.
 struct Session {
     index: Index,
     downlink: Arc<Downlink>,
     /// Until it is open.
-    opening: Option<(Box<Opening>, Vec<Option<Result<Qos, Refusal>>>)>,
+    opening: Option<(Box<Opening>, Results)>,
     client_id: String,
     /// Subscribes of it that wait for the broker.
     waiting: usize,
