@@ -1035,4 +1035,61 @@ mod tests {
         downlink.keep(200 * KIB);
         assert_eq!(downlink.left(), 1024 * KIB);
     }
+
+    fn take(downlink: &Downlink) -> Taken {
+        downlink.take(Some(usize::MAX), Instant::now())
+    }
+
+    /// A socket that takes so many bytes.
+    #[derive(Debug)]
+    struct Narrow(Mutex<(usize, Vec<u8>)>);
+
+    impl Direct for Narrow {
+        fn frame(&self, out: &mut BytesMut, text: &[&[u8]]) {
+            text.iter().for_each(|part| out.extend_from_slice(part));
+        }
+
+        fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+            let (room, taken) = &mut *self.0.lock().expect("nobody panics");
+            let some = bytes.len().min(*room);
+            if some == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            *room -= some;
+            taken.extend_from_slice(&bytes[..some]);
+            Ok(some)
+        }
+    }
+
+    #[test]
+    fn a_delivery_is_written_at_once_only_where_nothing_has_to_go_before_it_and_the_rest_is_the_sessions() {
+        let [downlink] = downlinks(1024 * KIB);
+        open(&downlink);
+        let narrow = Arc::new(Narrow(Mutex::new((500, Vec::new()))));
+        downlink.set_direct(Some(narrow.clone()));
+        let written = || narrow.0.lock().expect("nobody panics").1.len();
+        let frame = delivery(100).rendition.text().len();
+        downlink.offer([delivery(100)].into_iter());
+        assert_eq!(written(), 0, "the session has not said that it writes nothing");
+        assert_eq!(take(&downlink).deliveries.len(), 1);
+        assert!(take(&downlink).is_idle);
+        downlink.offer([delivery(100)].into_iter());
+        assert_eq!(written(), frame);
+        downlink.tell(Event::Down);
+        downlink.offer([delivery(100)].into_iter());
+        assert_eq!(written(), frame, "what was told goes first");
+        let taken = take(&downlink);
+        assert_eq!((taken.events.len(), taken.deliveries.len(), taken.is_idle), (1, 1, false));
+        assert!(take(&downlink).is_idle);
+        downlink.offer([delivery(1000)].into_iter());
+        assert_eq!(written(), 500, "as much as it takes");
+        downlink.offer([delivery(100)].into_iter());
+        let taken = take(&downlink);
+        assert_eq!(taken.rest.frames.len(), delivery(1000).rendition.text().len() - (500 - frame));
+        assert_eq!(taken.deliveries.len(), 1, "and behind that what came since");
+        assert!(take(&downlink).is_idle);
+        assert!(downlink.begin_writing().frames.is_empty());
+        downlink.offer([delivery(100)].into_iter());
+        assert_eq!(written(), 500, "the session writes");
+    }
 }

@@ -170,3 +170,50 @@ fn repeated<'a>(held: impl Iterator<Item = &'a Delivery>, seen: &[Seen]) -> Hash
         .map(|(count, key)| (key, count))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::delivery::Rendition;
+    use crate::mqtt::Qos;
+    use crate::wire::Format;
+
+    fn message(topic: &str, payload: &str) -> Message {
+        let topic = Topic::parse(topic).expect("a topic");
+        Message { topic, payload: payload.to_owned().into(), qos: Qos::AtMostOnce, retain: false, properties: None }
+    }
+
+    fn delivery(topic: &str, payload: &str) -> Delivery {
+        Delivery {
+            rendition: Arc::new(Rendition::new(message(topic, payload), Format::Text, 0, Instant::now())),
+            contract: Contract::default(),
+            readers: Default::default(),
+            msgid: None,
+            dup: false,
+            receipt: None,
+            skipped: 0,
+        }
+    }
+
+    #[test]
+    fn what_came_last_by_the_old_way_is_left_out_where_it_comes_first_by_the_new() {
+        let seen: Vec<Seen> =
+            [("a", "1"), ("b", "x"), ("a", "2"), ("a", "3")].map(|(topic, text)| seen(&message(topic, text))).into();
+        for (held, expected) in [
+            (vec![("a", "2"), ("a", "3"), ("a", "4")], [2, 0]),
+            (vec![("a", "4")], [0, 0]),
+            (vec![("b", "x"), ("b", "x"), ("a", "3")], [1, 1]),
+            (vec![("a", "1"), ("a", "2"), ("a", "3")], [3, 0]),
+        ] {
+            let held: Vec<_> = held.into_iter().map(|(topic, text)| delivery(topic, text)).collect();
+            let repeated = repeated(held.iter(), &seen);
+            let count = |topic| {
+                let key = (Topic::parse(topic).expect("a topic"), Contract::default());
+                repeated.get(&key).copied().unwrap_or(0)
+            };
+            assert_eq!([count("a"), count("b")], expected, "{held:?}");
+        }
+    }
+}

@@ -247,3 +247,28 @@ impl Fetch {
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_seen_something_newer_gets_nothing_stored_and_who_came_after_it_does() {
+        let topic = |name: &str| Topic::parse(name).expect("a topic");
+        let mut seekers = Seekers::default();
+        seekers.add(1);
+        seekers.note(&topic("a"));
+        seekers.add(2);
+        seekers.begin();
+        seekers.note(&topic("b"));
+        seekers.add(3);
+        let without_news = |name| seekers.without_news(&topic(name)).collect::<Vec<_>>();
+        assert_eq!(without_news("a"), [2], "the first one has seen it");
+        assert_eq!(without_news("b"), [], "both have");
+        assert_eq!(without_news("c"), [1, 2], "and who came since is served by the next");
+        assert!(!seekers.end(), "there is one more");
+        seekers.begin();
+        assert_eq!(seekers.served().collect::<Vec<_>>(), [&3]);
+        assert!(seekers.end());
+    }
+}
