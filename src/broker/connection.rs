@@ -137,6 +137,10 @@ impl Connection {
         // Over TLS this pushes out what the last write left in its buffers; over TCP it is nothing.
         let _ = Pin::new(&mut self.stream).poll_flush(context)?;
         if reading {
+            if self.inbound.is_empty() && self.inbound.capacity() < self.read_size {
+                // One that is reclaimed would double each time, and whoever waits with a payload in it would hold all of it.
+                self.inbound = BytesMut::with_capacity(self.read_size);
+            }
             self.inbound.reserve(self.read_size);
             match poll_read_buf(Pin::new(&mut self.stream), context, &mut self.inbound)? {
                 Poll::Ready(0) => return Poll::Ready(Err(Lost::Closed)),

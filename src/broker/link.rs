@@ -336,8 +336,10 @@ const LOSS: usize = 2;
 const FEW: usize = 8;
 /// How many times what may wait for a browser may wait for one that reads, where its link is read on for others.
 const PATIENCE: usize = 8;
-/// Bytes of payloads that are written at once; for more than that, the session is woken.
+/// Bytes of frames that many sessions share which are written at once; for more than that, each session is woken.
 const MOST_AT_ONCE: usize = 64 * 1024;
+/// The same of frames that are made for one session: waking it costs little beside a large one, and the copy is not accounted for.
+const MOST_AT_ONCE_ALONE: usize = 8 * 1024;
 /// Bytes of deliveries that a session may take at one time, however little memory is left for all.
 const LEAST_TAKEN: usize = 4 * 1024;
 
@@ -460,7 +462,7 @@ impl State {
     /// Encodes these and writes them at once, if they are confirmed by that and not too many.
     fn send_at_once(&mut self, deliveries: &[Delivery]) -> Sent {
         let size: usize = deliveries.iter().map(|delivery| delivery.rendition.message.size()).sum();
-        if !self.is_free() || size > MOST_AT_ONCE || !deliveries.iter().all(Delivery::goes_at_once) {
+        if !self.is_free() || size > MOST_AT_ONCE_ALONE || !deliveries.iter().all(Delivery::goes_at_once) {
             return Sent::Nothing;
         }
         let Some(direct) = &self.direct else { return Sent::Nothing };
