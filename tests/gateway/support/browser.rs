@@ -1,5 +1,6 @@
 //! A web client that nobody of the project helped: a WebSocket and JSON.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -18,6 +19,8 @@ pub struct Browser {
     pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     /// The subprotocol that the gateway chose.
     pub subprotocol: Option<String>,
+    /// Deliveries that came before the ack of what was published meanwhile: the two have no order.
+    early: VecDeque<Value>,
 }
 
 impl Browser {
@@ -35,7 +38,7 @@ impl Browser {
             .await
             .expect("in time")
             .expect("made");
-        Browser { socket, subprotocol: None }
+        Browser { socket, subprotocol: None, early: VecDeque::new() }
     }
 
     /// Opens a WebSocket with these headers; the error is the HTTP status and the body.
@@ -44,7 +47,7 @@ impl Browser {
             Ok((socket, response)) => {
                 let chosen = response.headers().get("sec-websocket-protocol");
                 let subprotocol = chosen.map(|value| value.to_str().expect("text").to_owned());
-                Ok(Browser { socket, subprotocol })
+                Ok(Browser { socket, subprotocol, early: VecDeque::new() })
             }
             Err(tokio_tungstenite::tungstenite::Error::Http(response)) => {
                 let body = response.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
@@ -66,6 +69,13 @@ impl Browser {
 
     /// The next frame, whatever it is.
     pub async fn next(&mut self) -> Value {
+        match self.early.pop_front() {
+            Some(frame) => frame,
+            None => self.read().await,
+        }
+    }
+
+    async fn read(&mut self) -> Value {
         match self.next_message().await {
             Message::Text(text) => serde_json::from_str(&text).expect("frames are JSON"),
             other => panic!("a frame was expected, not {other:?}"),
@@ -101,6 +111,7 @@ impl Browser {
 
     /// Nothing comes for so long.
     pub async fn hears_nothing_for(&mut self, time: Duration) {
+        assert!(self.early.is_empty(), "nothing was expected, not {:?}", self.early);
         if let Ok(message) = timeout(time, self.next_message()).await {
             panic!("nothing was expected, not {message:?}");
         }
@@ -124,8 +135,14 @@ impl Browser {
     pub async fn publish(&mut self, topic: &str, payload: &str, qos: u8) {
         let msgid = format!("{topic} {payload}");
         self.send(json!({"type": "publish", "topic": topic, "payload": payload, "qos": qos, "msgid": msgid})).await;
-        let ack = self.expect("ack").await;
-        assert_eq!(ack["msgid"], json!(msgid));
+        loop {
+            let frame = self.read().await;
+            if frame["type"] != "mqtt" {
+                assert_eq!((&frame["type"], &frame["msgid"]), (&json!("ack"), &json!(msgid)), "{frame}");
+                break;
+            }
+            self.early.push_back(frame);
+        }
     }
 
     /// Sends a frame, and gives back what comes next.
