@@ -705,6 +705,18 @@ impl Hub {
     }
 }
 
+/// By a panic: nobody waits for a hub that is not there any more.
+impl Drop for Hub {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for session in self.sessions.values() {
+                session.downlink.tell(Event::Ended(Close::Fault, None));
+                session.downlink.let_go();
+            }
+        }
+    }
+}
+
 /// The answer to a command for which there is no room.
 fn refused(command: Command) -> Event {
     let refusal = Refusal::broker_unavailable();
