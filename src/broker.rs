@@ -9,6 +9,7 @@ pub mod embedded;
 #[cfg(feature = "embedded-broker")]
 mod front;
 pub mod link;
+mod orders;
 mod rules;
 mod shared;
 mod signal;
@@ -18,7 +19,6 @@ mod watch;
 use std::sync::Arc;
 
 use secrecy::ExposeSecret;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -140,7 +140,7 @@ impl Broker {
             return shared.open(opening, delivery, predecessor);
         }
         let downlink = Downlink::new(delivery, self.budget.clone(), Raise::default());
-        let (commands, receiver) = mpsc::channel(COMMANDS);
+        let (commands, receiver) = orders::channel(COMMANDS);
         self.tasks.spawn(dedicated::run(self.setup.clone(), opening, downlink.clone(), receiver, predecessor));
         Link { commands: Commands::Own(commands), downlink }
     }

@@ -2,11 +2,12 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
 use super::transport::{Stream, Target};
@@ -16,8 +17,6 @@ use crate::mqtt::packet::{self, Connack, Connect, Malformed, Packet};
 /// Bytes that a read makes room for at first; it grows while reads fill it.
 const FIRST_READ: usize = 512;
 const LARGEST_READ: usize = 64 * 1024;
-/// A connection that has nothing to read holds no more than this.
-const IDLE_CAPACITY: usize = 2048;
 
 /// A connection that the broker has accepted.
 pub struct Connection {
@@ -119,7 +118,8 @@ impl Connection {
         poll_fn(|context| self.poll_turn(context, reading)).await
     }
 
-    fn poll_turn(&mut self, context: &mut Context<'_>, reading: bool) -> Poll<Result<Turn, Lost>> {
+    /// The same.
+    pub fn poll_turn(&mut self, context: &mut Context<'_>, reading: bool) -> Poll<Result<Turn, Lost>> {
         let mut wrote = false;
         while !self.outbound.is_empty() {
             match Pin::new(&mut self.stream).poll_write(context, &self.outbound)? {
@@ -137,12 +137,7 @@ impl Connection {
         // Over TLS this pushes out what the last write left in its buffers; over TCP it is nothing.
         let _ = Pin::new(&mut self.stream).poll_flush(context)?;
         if reading {
-            if self.inbound.is_empty() && self.inbound.capacity() < self.read_size {
-                // One that is reclaimed would double each time, and whoever waits with a payload in it would hold all of it.
-                self.inbound = BytesMut::with_capacity(self.read_size);
-            }
-            self.inbound.reserve(self.read_size);
-            match poll_read_buf(Pin::new(&mut self.stream), context, &mut self.inbound)? {
+            match self.poll_read(context)? {
                 Poll::Ready(0) => return Poll::Ready(Err(Lost::Closed)),
                 Poll::Ready(count) if count >= self.read_size => {
                     self.read_size = (self.read_size * 4).min(LARGEST_READ);
@@ -154,10 +149,28 @@ impl Connection {
                     }
                     return Poll::Ready(Ok(Turn::Read));
                 }
+                Poll::Pending if self.inbound.is_empty() => self.inbound = BytesMut::new(),
                 Poll::Pending => {}
             }
         }
         if wrote { Poll::Ready(Ok(Turn::Wrote)) } else { Poll::Pending }
+    }
+
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.inbound.is_empty() && self.read_size == FIRST_READ {
+            // Most reads bring one small packet, and most connections wait for it: a buffer is made when something has come.
+            let mut space = [MaybeUninit::uninit(); FIRST_READ];
+            let mut space = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut space))?;
+            self.inbound = BytesMut::from(space.filled());
+            return Poll::Ready(Ok(space.filled().len()));
+        }
+        if self.inbound.is_empty() && self.inbound.capacity() < self.read_size {
+            // One that is reclaimed would double each time, and whoever waits with a payload in it would hold all of it.
+            self.inbound = BytesMut::with_capacity(self.read_size);
+        }
+        self.inbound.reserve(self.read_size);
+        poll_read_buf(Pin::new(&mut self.stream), context, &mut self.inbound)
     }
 
     /// Ends the stream and waits until the broker has ended it too.
@@ -174,10 +187,6 @@ impl Connection {
 
     /// The next packet of those that were read.
     pub fn next_packet(&mut self) -> Result<Option<Packet>, Malformed> {
-        let packet = packet::read(&mut self.inbound, self.max_packet)?;
-        if self.inbound.is_empty() && self.inbound.capacity() > IDLE_CAPACITY {
-            self.inbound = BytesMut::new();
-        }
-        Ok(packet)
+        packet::read(&mut self.inbound, self.max_packet)
     }
 }

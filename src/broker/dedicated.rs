@@ -5,20 +5,22 @@ mod ending;
 mod subscribing;
 
 use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use rand::Rng;
+use smallvec::SmallVec;
 use tokio::select;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use self::ending::{End, Stage};
 use super::connection::{Connection, Lost, Turn};
 use super::link::{Abilities, Command, Downlink, Event, Handle, Opening, Order, Owner, Ready};
-use super::{Setup, Standing, rules};
+use super::{Setup, Standing, orders, rules};
 use crate::delivery::{Delivery, Subscriptions};
 use crate::metrics::{self, LinkState};
 use crate::mqtt::inflight::{Confirmation, Due, Incoming, Outcome, Outgoing, Request, RequestId};
@@ -50,7 +52,7 @@ pub(super) fn run(
     setup: Arc<Setup>,
     opening: Opening,
     downlink: Arc<Downlink>,
-    commands: mpsc::Receiver<Order>,
+    commands: orders::Receiver,
     predecessor: Option<Handle>,
 ) -> impl Future<Output = ()> + Send {
     live(Box::new(Dedicated::new(setup, opening, downlink, commands)), predecessor)
@@ -89,7 +91,7 @@ struct Dedicated {
     setup: Arc<Setup>,
     opening: Opening,
     downlink: Arc<Downlink>,
-    commands: mpsc::Receiver<Order>,
+    commands: orders::Receiver,
     client_id: String,
     outgoing: Outgoing,
     incoming: Incoming,
@@ -147,6 +149,21 @@ impl Origin {
     }
 }
 
+/// What one read brought.
+type Deliveries = SmallVec<[Delivery; 1]>;
+
+/// What a link that is up has to do.
+enum Next {
+    /// See what the session has changed.
+    Look,
+    /// See what time it is.
+    Timer,
+    /// Carry that out; nothing once there are no more.
+    Order(Option<Order>),
+    /// See what follows from what the connection did.
+    Turned(Turn),
+}
+
 /// When something happens by itself on a connection.
 struct Clock {
     keep_alive: Duration,
@@ -158,7 +175,7 @@ struct Clock {
 }
 
 impl Dedicated {
-    fn new(setup: Arc<Setup>, opening: Opening, downlink: Arc<Downlink>, commands: mpsc::Receiver<Order>) -> Dedicated {
+    fn new(setup: Arc<Setup>, opening: Opening, downlink: Arc<Downlink>, commands: orders::Receiver) -> Dedicated {
         metrics::link_changed(None, Some(LinkState::Down));
         let opened = vec![None; opening.subscriptions.len()];
         Dedicated {
@@ -341,21 +358,50 @@ impl Dedicated {
                 self.outgoing.shrink();
                 self.origins.shrink_to_fit();
             }
-            select! {
-                // Commands can't keep the connection waiting: what they have to say must be written before more are taken.
-                biased;
-                () = self.downlink.to_link.raised() => self.on_downlink(true),
-                () = timer.as_mut() => self.on_timer(connection, clock)?,
-                order = self.commands.recv(), if self.takes_commands(connection) => self.on_order(order, Some((connection, clock))),
-                turn = connection.turn(may_read) => {
+            match self.next(timer.as_mut(), connection, clock, may_read).await? {
+                Next::Look => self.on_downlink(true),
+                Next::Timer => self.on_timer(connection, clock)?,
+                Next::Order(order) => self.on_order(order, Some((connection, clock))),
+                Next::Turned(turn) => {
                     clock.stuck_since = None;
-                    match turn? {
-                        Turn::Wrote => clock.last_write = Instant::now(),
-                        Turn::Read => self.on_read(connection, clock)?,
+                    if turn == Turn::Wrote {
+                        clock.last_write = Instant::now();
                     }
                 }
             }
         }
+    }
+
+    /// Waits until something is to be done. Most of what comes is written to the browser as it comes and leaves nothing to do: that
+    /// happens in here.
+    async fn next(
+        &mut self,
+        mut timer: Pin<&mut Sleep>,
+        connection: &mut Connection,
+        clock: &mut Clock,
+        may_read: bool,
+    ) -> Result<Next, Lost> {
+        poll_fn(|context| {
+            // Commands can't keep the connection waiting: what they have to say must be written before more are taken.
+            if self.downlink.to_link.poll_raised(context).is_ready() {
+                return Poll::Ready(Ok(Next::Look));
+            }
+            if timer.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Ok(Next::Timer));
+            }
+            if self.takes_commands(connection)
+                && let Poll::Ready(order) = self.commands.poll_recv(context)
+            {
+                return Poll::Ready(Ok(Next::Order(order)));
+            }
+            loop {
+                let turn = ready!(connection.poll_turn(context, may_read))?;
+                if turn == Turn::Wrote || !self.on_read(connection, clock)? || !connection.outbound.is_empty() {
+                    return Poll::Ready(Ok(Next::Turned(turn)));
+                }
+            }
+        })
+        .await
     }
 
     /// What was asked before the end is heard after it too.
@@ -587,23 +633,26 @@ impl Dedicated {
         }
     }
 
-    fn on_read(&mut self, connection: &mut Connection, clock: &mut Clock) -> Result<(), Lost> {
-        let mut deliveries = Vec::new();
+    /// Says whether all that came is done with: it was qos 0 and was written to the browser.
+    fn on_read(&mut self, connection: &mut Connection, clock: &mut Clock) -> Result<bool, Lost> {
+        let mut deliveries = SmallVec::new();
         let result = self.on_packets(connection, clock, &mut deliveries);
         // Also where the connection ends: what it brought is known, and would not be taken for new on the next.
-        self.offer(&mut deliveries);
-        result
+        let is_written = self.offer(&mut deliveries);
+        result.map(|is_done| is_done && is_written)
     }
 
     fn on_packets(
         &mut self,
         connection: &mut Connection,
         clock: &mut Clock,
-        deliveries: &mut Vec<Delivery>,
-    ) -> Result<(), Lost> {
+        deliveries: &mut Deliveries,
+    ) -> Result<bool, Lost> {
+        let mut is_done = true;
         let received = std::time::Instant::now();
         let timestamp = unix_millis();
         while let Some(packet) = connection.next_packet()? {
+            is_done &= matches!(&packet, Packet::Publish(publish) if publish.id.is_none());
             match packet {
                 Packet::Publish(publish) => {
                     let moment = (timestamp, received);
@@ -644,13 +693,12 @@ impl Dedicated {
                 Packet::Connack(_) => return Err(Lost::Malformed(packet::Malformed::PacketType(0x20))),
             }
         }
-        Ok(())
+        Ok(is_done)
     }
 
-    fn offer(&self, deliveries: &mut Vec<Delivery>) {
-        if !deliveries.is_empty() {
-            self.downlink.offer(deliveries.drain(..));
-        }
+    /// Says whether none of them waits.
+    fn offer(&self, deliveries: &mut Deliveries) -> bool {
+        deliveries.is_empty() || self.downlink.offer(std::mem::take(deliveries))
     }
 
     fn on_outcomes(&mut self, outcomes: impl IntoIterator<Item = (RequestId, Outcome)>) {
@@ -819,7 +867,7 @@ mod tests {
             is_named: true,
         };
         let downlink = Downlink::new(Default::default(), Arc::default(), Default::default());
-        let (_commands, receiver) = mpsc::channel(1);
+        let (_commands, receiver) = orders::channel(1);
         let dedicated = Dedicated::new(setup, opening, downlink.clone(), receiver);
         let faulty = tokio::spawn(async move {
             let _dedicated = dedicated;

@@ -9,9 +9,10 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use super::budget::Budget;
+use super::orders;
 use super::shared;
 use super::signal::{Raise, Signal};
 
@@ -93,7 +94,7 @@ pub type Queue = VecDeque<(Instant, Box<Command>)>;
 #[derive(Clone, Debug)]
 pub enum Commands {
     /// To a link of its own.
-    Own(mpsc::Sender<Order>),
+    Own(orders::Sender),
     /// To connections that it shares with others.
     Shared(shared::Commands),
 }
@@ -113,11 +114,8 @@ impl Commands {
     pub async fn hand_over(&self, queue: &mut Queue) -> Result<(), ()> {
         match self {
             Commands::Own(link) => {
-                let permit = link.reserve().await.map_err(drop)?;
-                if let Some((made, command)) = queue.pop_front() {
-                    permit.send(Order { made, command, from: None });
-                }
-                Ok(())
+                let next = || queue.pop_front().map(|(made, command)| Order { made, command, from: None });
+                link.send_with(next).await
             }
             Commands::Shared(shared) => shared.hand_over(queue).await,
         }
@@ -538,18 +536,18 @@ impl Downlink {
         self.to_session.raise();
     }
 
-    /// Link: offers what one read of the broker brought. What comes once the session drains is left to whoever resumes it.
-    pub fn offer(&self, deliveries: impl Iterator<Item = Delivery>) {
+    /// Link: offers what one read of the broker brought, and says whether none of it waits. What comes once the session drains is left
+    /// to whoever resumes it.
+    pub fn offer(&self, deliveries: SmallVec<[Delivery; 1]>) -> bool {
         let left = self.left();
         let mut state = self.lock();
         let (excess, bound) = match state.phase {
             Phase::Opening => (Excess::Drop, self.config.opening_bound(left)),
             Phase::Open => (state.excess, self.config.bound(left)),
-            Phase::Draining | Phase::Ended => return,
+            Phase::Draining | Phase::Ended => return false,
         };
         // What has waited for another read may wait for long.
         state.outbox.detach();
-        let deliveries: SmallVec<[Delivery; 1]> = deliveries.collect();
         let sent = state.send_at_once(&deliveries);
         let offer = match sent {
             Sent::Nothing => state.offer(deliveries.into_iter(), excess, &bound),
@@ -566,6 +564,7 @@ impl Downlink {
         if wakes {
             self.to_session.raise();
         }
+        sent == Sent::All
     }
 
     /// Shared link: writes ready frames to the browser at once, if nothing has to go before them.
@@ -900,6 +899,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use futures_util::FutureExt;
+    use smallvec::smallvec;
 
     use super::*;
     use crate::delivery::Rendition;
@@ -941,8 +941,8 @@ mod tests {
         let [ours, theirs] = downlinks(64 * KIB);
         open(&ours);
         open(&theirs);
-        theirs.offer([delivery(30 * KIB)].into_iter());
-        ours.offer([delivery(20 * KIB)].into_iter());
+        theirs.offer(smallvec![delivery(30 * KIB)]);
+        ours.offer(smallvec![delivery(20 * KIB)]);
         assert!(!ours.may_read(0), "less is left than what waits");
         theirs.take(Some(usize::MAX), Instant::now());
         theirs.take(Some(usize::MAX), Instant::now());
@@ -957,7 +957,7 @@ mod tests {
         let [downlink] = downlinks(1024 * KIB);
         open(&downlink);
         let left = || downlink.left() / KIB;
-        downlink.offer([delivery(100 * KIB)].into_iter());
+        downlink.offer(smallvec![delivery(100 * KIB)]);
         assert!((855..=874).contains(&left()), "{} KiB", left());
         assert_eq!(downlink.take(Some(usize::MAX), Instant::now()).deliveries.len(), 1);
         assert!((855..=874).contains(&left()), "{} KiB", left());
@@ -965,7 +965,7 @@ mod tests {
         assert!((705..=724).contains(&left()), "{} KiB", left());
         downlink.take(Some(usize::MAX), Instant::now());
         assert_eq!(left(), 1024);
-        downlink.offer((0..1000).map(|_| delivery(0)));
+        downlink.offer((0..1000).map(|_| delivery(0)).collect());
         let before = left();
         assert!(!downlink.may_read(100 * KIB));
         assert!(before - left() >= 96, "{before} KiB, then {} KiB", left());
@@ -973,7 +973,7 @@ mod tests {
         handle.end(Close::Lost);
         assert_eq!(left(), 1024, "an ended session holds nothing");
         assert!(downlink.may_read(0));
-        downlink.offer([delivery(100 * KIB)].into_iter());
+        downlink.offer(smallvec![delivery(100 * KIB)]);
         assert_eq!(left(), 1024);
     }
 
@@ -982,7 +982,7 @@ mod tests {
         let [downlink] = downlinks(1024 * KIB);
         for _ in 0..100 {
             assert!(downlink.may_read(0));
-            downlink.offer((0..50).map(|_| delivery(KIB)));
+            downlink.offer((0..50).map(|_| delivery(KIB)).collect());
         }
         let held = 1024 - downlink.left() / KIB;
         assert!((400..=700).contains(&held), "{held} KiB");
@@ -1003,7 +1003,7 @@ mod tests {
             let id = rate as u32;
             delivery.readers.push(Reader { id, sid: None, is_shared: false });
             delivery.receipt = Some(millis);
-            downlink.offer([delivery].into_iter());
+            downlink.offer(smallvec![delivery]);
         };
         offer(1.0, 0);
         assert!(is_woken(), "it can be taken");
@@ -1071,27 +1071,27 @@ mod tests {
         downlink.set_direct(Some(narrow.clone()));
         let written = || narrow.0.lock().expect("nobody panics").1.len();
         let frame = delivery(100).rendition.text().len();
-        downlink.offer([delivery(100)].into_iter());
+        downlink.offer(smallvec![delivery(100)]);
         assert_eq!(written(), 0, "the session has not said that it writes nothing");
         assert_eq!(take(&downlink).deliveries.len(), 1);
         assert!(take(&downlink).is_idle);
-        downlink.offer([delivery(100)].into_iter());
+        downlink.offer(smallvec![delivery(100)]);
         assert_eq!(written(), frame);
         downlink.tell(Event::Down);
-        downlink.offer([delivery(100)].into_iter());
+        downlink.offer(smallvec![delivery(100)]);
         assert_eq!(written(), frame, "what was told goes first");
         let taken = take(&downlink);
         assert_eq!((taken.events.len(), taken.deliveries.len(), taken.is_idle), (1, 1, false));
         assert!(take(&downlink).is_idle);
-        downlink.offer([delivery(1000)].into_iter());
+        downlink.offer(smallvec![delivery(1000)]);
         assert_eq!(written(), 500, "as much as it takes");
-        downlink.offer([delivery(100)].into_iter());
+        downlink.offer(smallvec![delivery(100)]);
         let taken = take(&downlink);
         assert_eq!(taken.rest.frames.len(), delivery(1000).rendition.text().len() - (500 - frame));
         assert_eq!(taken.deliveries.len(), 1, "and behind that what came since");
         assert!(take(&downlink).is_idle);
         assert!(downlink.begin_writing().frames.is_empty());
-        downlink.offer([delivery(100)].into_iter());
+        downlink.offer(smallvec![delivery(100)]);
         assert_eq!(written(), 500, "the session writes");
     }
 }

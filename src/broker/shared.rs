@@ -24,7 +24,7 @@ use super::budget::Budget;
 use super::connection::Connection;
 use super::link::{self, Command, Downlink, Event, Handle, Link, Opening, Order, Owner, Queue};
 use super::signal::{Bell, Raise};
-use super::{Setup, dedicated, rules};
+use super::{Setup, dedicated, orders, rules};
 use crate::delivery;
 use crate::mqtt::packet::{self, Connect};
 use crate::wire::{Ack, Close, Refusal};
@@ -57,7 +57,7 @@ struct Running {
 struct Lines {
     hub: mpsc::Sender<Asked>,
     /// The connection itself takes what is published.
-    link: mpsc::Sender<Order>,
+    link: orders::Sender,
 }
 
 impl Shared {
@@ -107,7 +107,7 @@ impl Shared {
             is_named: false,
         };
         let downlink = Downlink::new(delivery::Config::default(), self.budget.clone(), Raise::default());
-        let (link, receiver) = mpsc::channel(super::COMMANDS);
+        let (link, receiver) = orders::channel(super::COMMANDS);
         self.tasks.spawn(dedicated::run(self.setup.clone(), opening, downlink.clone(), receiver, None));
         let upstream = Link { commands: link::Commands::Own(link.clone()), downlink };
         let (newcomers, coming) = mpsc::unbounded_channel();
@@ -168,10 +168,9 @@ impl Commands {
         match queue.front() {
             None => {}
             Some((_, next)) if matches!(**next, Command::Publish(..)) => {
-                let permit = self.lines.link.reserve().await.map_err(drop)?;
-                if let Some((made, command)) = queue.pop_front() {
-                    permit.send(Order { made, command, from: Some(self.downlink.clone()) });
-                }
+                let from = || Some(self.downlink.clone());
+                let next = || queue.pop_front().map(|(made, command)| Order { made, command, from: from() });
+                self.lines.link.send_with(next).await?;
             }
             Some(_) => {
                 let permit = self.lines.hub.reserve().await.map_err(drop)?;

@@ -1,9 +1,9 @@
 //! Wakes one task: cheaper than a channel without messages, as it is used for every delivery.
 
-use std::future::{pending, poll_fn};
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 
@@ -24,15 +24,21 @@ impl Signal {
 
     /// Waits for the flag and lowers it. One task at a time may wait; to stop waiting loses nothing.
     pub async fn raised(&self) {
-        poll_fn(|context| {
-            if self.raised.swap(false, Ordering::AcqRel) {
-                return Poll::Ready(());
-            }
-            self.waiter.register(context.waker());
-            // It may have been raised just before the waker was there.
-            if self.raised.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+        poll_fn(|context| self.poll_raised(context)).await;
+    }
+
+    /// The same.
+    pub fn poll_raised(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.lower() {
+            return Poll::Ready(());
+        }
+        self.waiter.register(context.waker());
+        // It may have been raised just before the waker was there.
+        if self.lower() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn lower(&self) -> bool {
+        self.raised.load(Ordering::Acquire) && self.raised.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -90,9 +96,14 @@ impl Raise {
 
     /// The only one: waits as [`Signal::raised`]. One of many is never waited for here.
     pub async fn raised(&self) {
+        poll_fn(|context| self.poll_raised(context)).await;
+    }
+
+    /// The same.
+    pub fn poll_raised(&self, context: &mut Context<'_>) -> Poll<()> {
         match self {
-            Raise::One(signal) => signal.raised().await,
-            Raise::Among { .. } => pending().await,
+            Raise::One(signal) => signal.poll_raised(context),
+            Raise::Among { .. } => Poll::Pending,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A broker sends a copy of a message for each subscription that it matches, each with the identifier of its subscription, or one
 //! copy that names several or none (MQTT 5 section 3.3.4). A browser gets one frame for each distinct contract among them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
@@ -20,9 +20,9 @@ pub fn subscription_id(filter: &TopicFilter) -> u32 {
 /// One session's subscriptions.
 #[derive(Debug, Default)]
 pub struct Subscriptions {
-    by_id: HashMap<u32, SmallVec<[Entry; 1]>>,
-    /// The subscriptions by pattern; shared ones are found by identifier alone.
-    patterns: Trie<TopicFilter>,
+    by_id: BTreeMap<u32, Box<SmallVec<[Entry; 1]>>>,
+    /// The subscriptions by pattern, where they are not [`FEW`]; shared ones are found by identifier alone.
+    patterns: Option<Box<Trie<TopicFilter>>>,
     /// Subscriptions that were ended on this connection: what the broker still had queued for them is not wanted.
     ended: VecDeque<u32>,
     /// How deliveries are confirmed that match nothing here, where the broker remembered subscriptions from an earlier connection.
@@ -69,6 +69,8 @@ pub struct Reader {
     pub is_shared: bool,
 }
 
+/// So many subscriptions are looked through one by one: most sessions have no more, and need no trie.
+const FEW: usize = 8;
 /// Ended subscriptions that are remembered.
 const MAX_ENDED: usize = 4096;
 
@@ -77,7 +79,7 @@ impl Subscriptions {
     pub fn route(&self, message: &Message, ids: &[u32]) -> Route {
         let known: SmallVec<[&Entry; 2]> = ids
             .iter()
-            .flat_map(|id| self.by_id.get(id).into_iter().flatten())
+            .flat_map(|id| self.by_id.get(id).into_iter().flat_map(|entries| entries.iter()))
             .filter(|entry| entry.subscription.filter.matches(&message.topic))
             .collect();
         match known.as_slice() {
@@ -121,9 +123,20 @@ impl Subscriptions {
     }
 
     fn matching(&self, message: &Message) -> SmallVec<[&Entry; 2]> {
+        let Some(patterns) = &self.patterns else {
+            let matches = |entry: &&Entry| {
+                let filter = &entry.subscription.filter;
+                !filter.is_shared() && filter.matches(&message.topic)
+            };
+            return self.entries().filter(matches).collect();
+        };
         let mut matching = SmallVec::new();
-        self.patterns.for_each_match(message.topic.as_ref(), |filter| matching.extend(self.entry(filter)));
+        patterns.for_each_match(message.topic.as_ref(), |filter| matching.extend(self.entry(filter)));
         matching
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.by_id.values().flat_map(|entries| entries.iter())
     }
 
     fn entry(&self, filter: &TopicFilter) -> Option<&Entry> {
@@ -145,11 +158,22 @@ impl Subscriptions {
             Some(entry) => *entry = Entry { subscription, granted },
             None => {
                 entries.push(Entry { subscription, granted });
-                if !filter.is_shared() {
-                    self.patterns.insert(filter.pattern(), filter.clone());
+                match &mut self.patterns {
+                    Some(patterns) if !filter.is_shared() => drop(patterns.insert(filter.pattern(), filter.clone())),
+                    Some(_) => {}
+                    None if self.by_id.len() > FEW => self.patterns = Some(Box::new(self.all_patterns())),
+                    None => {}
                 }
             }
         }
+    }
+
+    fn all_patterns(&self) -> Trie<TopicFilter> {
+        let mut patterns = Trie::default();
+        for filter in self.iter().map(|subscription| &subscription.filter).filter(|filter| !filter.is_shared()) {
+            patterns.insert(filter.pattern(), filter.clone());
+        }
+        patterns
     }
 
     /// The subscription has ended; what the broker still has queued for it will not be delivered.
@@ -161,8 +185,8 @@ impl Subscriptions {
                 self.by_id.remove(&id);
             }
         }
-        if !filter.is_shared() {
-            self.patterns.remove(filter.pattern(), filter);
+        if let Some(patterns) = self.patterns.as_mut().filter(|_| !filter.is_shared()) {
+            patterns.remove(filter.pattern(), filter);
         }
         if !self.ended.contains(&id) {
             self.ended.truncate(MAX_ENDED - 1);
@@ -177,12 +201,12 @@ impl Subscriptions {
 
     /// All that must be asked of a broker that has lost the session.
     pub fn iter(&self) -> impl Iterator<Item = &Subscription> {
-        self.by_id.values().flatten().map(|entry| &entry.subscription)
+        self.entries().map(|entry| &entry.subscription)
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.by_id.values().map(SmallVec::len).sum()
+        self.by_id.values().map(|entries| entries.len()).sum()
     }
 
     /// There are none.
@@ -288,6 +312,26 @@ mod tests {
         assert_eq!(sids(&both), [(1, vec![1]), (0, vec![2])], "one copy that names both");
         let none = table.route(&message("a/b", Qos::AtLeastOnce), &[]);
         assert_eq!(sids(&none), [(1, vec![1]), (0, vec![2])], "one copy that names none");
+    }
+
+    #[test]
+    fn many_subscriptions_are_found_as_few_are() {
+        let mut table = Subscriptions::default();
+        table.insert(subscription("x/#", 100), Qos::AtMostOnce);
+        table.insert(subscription("$share/g/x/#", 200), Qos::AtMostOnce);
+        let found = |table: &Subscriptions, number: i64| {
+            sids(&table.route(&message(&format!("x/{number}"), Qos::AtMostOnce), &[]))
+        };
+        for number in 0..2 * FEW as i64 {
+            table.insert(subscription(&format!("x/{number}"), number), Qos::AtMostOnce);
+            assert_eq!(table.patterns.is_some(), table.len() > FEW);
+            assert_eq!(found(&table, number), [(0, vec![number, 100])]);
+            assert_eq!(found(&table, -1), [(0, vec![100])]);
+        }
+        for number in 0..2 * FEW as i64 {
+            table.remove(&TopicFilter::parse(&format!("x/{number}")).expect("a filter"));
+            assert_eq!(found(&table, number), [(0, vec![100])]);
+        }
     }
 
     #[test]

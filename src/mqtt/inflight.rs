@@ -311,6 +311,10 @@ impl Outgoing {
 
     /// Gives back the memory of what is over.
     pub fn shrink(&mut self) {
+        if self.requests.is_empty() {
+            // It keeps its last leaf otherwise.
+            self.requests = BTreeMap::new();
+        }
         self.ids.shrink_to_fit();
         self.publishes.shrink_to_fit();
         self.subscriptions.shrink_to_fit();

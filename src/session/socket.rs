@@ -198,6 +198,7 @@ impl Writing {
                 Pin::new(&mut *socket).start_send(frame)?;
             }
         }
+        self.queue.shrink_to_fit();
         Pin::new(socket).poll_flush(context)
     }
 }

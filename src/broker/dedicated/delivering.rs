@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Dedicated;
+use super::{Dedicated, Deliveries};
 use crate::delivery::{Delivery, Rendition, Route, Target};
 use crate::metrics;
 use crate::mqtt::inflight::Arrival;
@@ -15,7 +15,7 @@ impl Dedicated {
         &mut self,
         publish: Publish,
         (timestamp, received): (u64, std::time::Instant),
-        deliveries: &mut Vec<Delivery>,
+        deliveries: &mut Deliveries,
     ) {
         if self.end.is_some() {
             // Whoever resumes the session gets it.

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::broker::dedicated;
 use crate::broker::link::{Command, Commands, Downlink, Event, Handle, Link, Opening, Order, Queue, Ready};
 use crate::broker::signal::Raise;
-use crate::broker::{COMMANDS, Setup};
+use crate::broker::{COMMANDS, Setup, orders};
 use crate::delivery::Delivery;
 use crate::mqtt::inflight::RequestId;
 use crate::mqtt::{Message, Topic};
@@ -70,7 +70,7 @@ fn name(message: &Message) -> u64 {
 pub async fn run(setup: Arc<Setup>, mover: Mover, hub: mpsc::UnboundedSender<Arrived>) {
     let Mover { number, opening, request, old } = mover;
     let downlink = old.like(Raise::default());
-    let (orders, receiver) = mpsc::channel(COMMANDS);
+    let (orders, receiver) = orders::channel(COMMANDS);
     let filters: Vec<_> = opening.subscriptions.iter().map(|subscription| subscription.filter.clone()).collect();
     let until = Instant::now() + setup.config.request_timeout;
     let link = dedicated::run(setup, opening, downlink.clone(), receiver, None);
