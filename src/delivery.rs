@@ -4,6 +4,7 @@ mod batching;
 mod config;
 mod conflation;
 pub mod delta;
+pub mod latest;
 pub mod merge_patch;
 pub mod outbox;
 mod queue;

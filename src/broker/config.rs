@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -23,9 +24,9 @@ pub struct Config {
     pub url: BrokerUrl,
     /// Whether each session has an MQTT client of its own.
     pub upstream: Upstream,
-    /// With a shared upstream, the connections that the sessions are spread over.
-    #[serde(deserialize_with = "units::count")]
-    pub connections: NonZeroUsize,
+    /// With a shared upstream, the connections that the sessions are spread over; one for every two processors where none is given.
+    #[serde(deserialize_with = "units::some_count")]
+    pub connections: Option<NonZeroUsize>,
     /// The name the gateway gives to the broker.
     pub username: Option<String>,
     /// The password the gateway gives to the broker, from here or from `password_file`.
@@ -76,7 +77,7 @@ impl Default for Config {
         Self {
             url: BrokerUrl::default(),
             upstream: Upstream::PerSession,
-            connections: const { NonZeroUsize::new(2).unwrap() },
+            connections: None,
             username: None,
             password: None,
             password_file: None,
@@ -98,6 +99,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The connections that share the sessions. One task serves each, and the kernel works for its writes on other processors too.
+    pub fn connections(&self) -> usize {
+        let processors = || available_parallelism().map_or(1, NonZeroUsize::get);
+        self.connections.map_or_else(|| processors().div_ceil(2), NonZeroUsize::get)
+    }
+
     /// Judges the settings together; the error is a sentence that says what would be right.
     pub fn check(&self) -> Result<(), String> {
         let shown = self.client_certificate_file.is_some();

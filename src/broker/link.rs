@@ -16,6 +16,7 @@ use super::orders;
 use super::shared;
 use super::signal::{Raise, Signal};
 
+use crate::delivery::latest::Source;
 use crate::delivery::outbox::{Excess, Offer};
 use crate::delivery::{self, Bound, Delivery, Gaps, Outbox, Overflow, subscription_id};
 use crate::metrics;
@@ -442,6 +443,10 @@ impl State {
     fn offer(&mut self, deliveries: impl Iterator<Item = Delivery>, excess: Excess, bound: &Bound) -> Offer {
         let offers = deliveries.map(|delivery| self.outbox.offer(delivery, excess, bound));
         let offer = offers.fold(Offer::default(), Offer::and);
+        self.note(offer)
+    }
+
+    fn note(&mut self, offer: Offer) -> Offer {
         metrics::deliveries_dropped(offer.dropped);
         metrics::deliveries_conflated(offer.conflated);
         self.confirmations.extend(self.outbox.take_confirmed());
@@ -608,6 +613,18 @@ impl Downlink {
     /// Shared link, which is read on for others: offers what one read brought, and wakes nobody yet. Where there is no room, what may be
     /// dropped is.
     pub fn offer_or_drop(&self, deliveries: impl Iterator<Item = Delivery>) -> Kept {
+        self.keep_or_drop(|state, excess, bound| state.offer(deliveries, excess, bound))
+    }
+
+    /// The same with one that waits for its time, so that it may be a newer one that is taken then.
+    pub fn follow(&self, delivery: Delivery, source: Source) -> Kept {
+        self.keep_or_drop(|state, excess, bound| {
+            let offer = state.outbox.offer_from(Some(source), delivery, excess, bound);
+            state.note(offer)
+        })
+    }
+
+    fn keep_or_drop(&self, offer: impl FnOnce(&mut State, Excess, &Bound) -> Offer) -> Kept {
         let left = self.left();
         let mut state = self.lock();
         let bound = match state.phase {
@@ -616,7 +633,7 @@ impl Downlink {
             Phase::Draining | Phase::Ended => return Kept { fits: true, wakes: false },
         };
         let excess = if self.config.overflow == Overflow::Drop { Excess::Drop } else { Excess::Hold };
-        let offer = state.offer(deliveries, excess, &bound);
+        let offer = offer(&mut state, excess, &bound);
         state.account(&self.budget);
         // What waits for its batch takes room that others need.
         let is_full = state.outbox.is_full(&self.config.bound(left));

@@ -63,7 +63,7 @@ struct Lines {
 impl Shared {
     /// Connects when the first sessions come.
     pub fn new(setup: Arc<Setup>, budget: Arc<Budget>, tasks: TaskTracker, closing: CancellationToken) -> Shared {
-        let hubs = (0..setup.config.connections.get()).map(|_| Mutex::new(None)).collect();
+        let hubs = (0..setup.config.connections()).map(|_| Mutex::new(None)).collect();
         Shared { setup, budget, tasks, closing, next: AtomicU64::new(0), hubs }
     }
 

@@ -178,7 +178,7 @@ fn full() -> Config {
     let broker = broker::Config {
         url: default.url,
         upstream: default.upstream,
-        connections: default.connections,
+        connections: NonZeroUsize::new(1),
         username: Some("a name".to_owned()),
         password: secret(),
         password_file: file(),

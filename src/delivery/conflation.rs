@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 
+use super::latest::{Following, Source};
 use super::outbox::{Delivery, LANES, lane};
 use super::rendition::Kind;
 use crate::mqtt::Topic;
@@ -51,6 +52,8 @@ struct Slot {
     due: Instant,
     place: u64,
     waiting: Option<Delivery>,
+    /// Where there may be a newer one by the time that this is taken.
+    following: Option<Following>,
     is_fresh: bool,
 }
 
@@ -85,7 +88,7 @@ impl Conflation {
     /// is put to what has left.
     pub fn offer(
         &mut self,
-        delivery: Delivery,
+        (delivery, source): (Delivery, Option<Source>),
         place: u64,
         now: Instant,
         max_slots: usize,
@@ -97,12 +100,16 @@ impl Conflation {
                 return Offered::NoSlot(delivery);
             }
             let index = self.make(&delivery, now);
-            return self.begin(index, delivery, place, now);
+            let offered = self.begin(index, delivery, place, now);
+            slot(&mut self.slots, index).follow(source);
+            return offered;
         };
-        match slot(&mut self.slots, index).waiting {
+        let offered = match slot(&mut self.slots, index).waiting {
             Some(_) => self.replace(index, delivery),
             None => self.begin(index, delivery, place, now),
-        }
+        };
+        slot(&mut self.slots, index).follow(source);
+        offered
     }
 
     /// The slot of a delivery. What waits for the same topic and the same subscriptions in other slots is older and came under a
@@ -132,7 +139,8 @@ impl Conflation {
         let slot = slot(&mut self.slots, index);
         let before = slot.waiting.take().expect("it was found to wait");
         let lane = lane(&slot.contract);
-        delivery.skipped = before.skipped.saturating_add(1);
+        let missed = slot.following.take().map_or(0, |following| following.missed());
+        delivery.skipped = before.skipped.saturating_add(missed).saturating_add(1);
         let grown = delivery.join_readers(&before);
         slot.learn(&delivery);
         if !slot.is_fresh {
@@ -220,10 +228,14 @@ impl Conflation {
         Some((*place, self.slots[*index as usize].as_ref()?.waiting.as_ref()?))
     }
 
-    /// Takes that one: the next for its topic may go when the interval is over.
+    /// Takes that one, or what is newer: the next for its topic may go when the interval is over.
     pub fn pop(&mut self, lane: usize, now: Instant) -> Option<Delivery> {
         let (_, index) = *self.ready[lane].first()?;
-        let delivery = self.empty(index)?;
+        let following = slot(&mut self.slots, index).following.take();
+        let mut delivery = self.empty(index)?;
+        if let Some(following) = following {
+            following.catch_up(&mut delivery);
+        }
         let slot = slot(&mut self.slots, index);
         self.resting.remove(&(slot.due, index));
         slot.due = slot.contract.max_rate.map_or(now, |rate| now + rate.interval());
@@ -324,6 +336,7 @@ impl Conflation {
             due: now,
             place: 0,
             waiting: None,
+            following: None,
             is_fresh: false,
         });
         index
@@ -333,6 +346,7 @@ impl Conflation {
     fn empty(&mut self, index: u32) -> Option<Delivery> {
         let slot = self.slots[index as usize].as_mut()?;
         let delivery = slot.waiting.take()?;
+        slot.following = None;
         let lane = lane(&slot.contract);
         match slot.stage {
             Stage::Resting => {}
@@ -396,6 +410,10 @@ impl Slot {
     /// Whether it has to do with a subscription that the delivery is for.
     fn is_for(&self, delivery: &Delivery) -> bool {
         self.is_of(delivery) && delivery.readers.iter().any(|reader| self.readers.contains(&reader.id))
+    }
+
+    fn follow(&mut self, source: Option<Source>) {
+        self.following = source.map(|(latest, place)| latest.follow(place));
     }
 
     fn learn(&mut self, delivery: &Delivery) {

@@ -9,6 +9,7 @@ use super::batching::Batching;
 use super::config::Bound;
 use super::conflation::{Conflation, Offered};
 use super::delta::Gaps;
+use super::latest::Source;
 use super::queue::Queue;
 use super::rendition::{Kind, Rendition};
 use super::subscriptions::Reader;
@@ -156,6 +157,11 @@ impl Outbox {
     /// Takes a delivery up at the moment at which it was received. QoS 1 and 2 always find room: the broker's receive window bounds
     /// them.
     pub fn offer(&mut self, delivery: Delivery, excess: Excess, bound: &Bound) -> Offer {
+        self.offer_from(None, delivery, excess, bound)
+    }
+
+    /// The same, where newer ones are to be found when it is taken out of its slot.
+    pub fn offer_from(&mut self, source: Option<Source>, delivery: Delivery, excess: Excess, bound: &Bound) -> Offer {
         let mut offer = Offer::default();
         self.bytes += delivery.size();
         while let Some((lane, batch)) = self.batching.superseded(&delivery) {
@@ -166,7 +172,7 @@ impl Outbox {
         if delivery.contract.max_rate.is_some() {
             let place = self.lanes[lane(&delivery.contract)].next_place();
             let now = delivery.rendition.received;
-            match self.conflation.offer(delivery, place, now, bound.topics, &mut left) {
+            match self.conflation.offer((delivery, source), place, now, bound.topics, &mut left) {
                 Offered::Replaced(older, grown) => {
                     self.bytes += grown;
                     self.leave(older, &mut offer);
@@ -241,7 +247,7 @@ impl Outbox {
                     break;
                 }
                 if let Some(delivery) = self.pop(lane, now) {
-                    size += next_size;
+                    size += delivery.size();
                     taken.push(delivery);
                 }
             }
@@ -272,7 +278,10 @@ impl Outbox {
         if is_queued {
             return self.lanes[lane].pop();
         }
+        let before = self.conflation.first(lane).map_or(0, |(_, delivery)| delivery.size());
         let delivery = self.conflation.pop(lane, now)?;
+        // It may be a newer one than what waited.
+        self.bytes = self.bytes - before + delivery.size();
         match delivery.contract {
             Contract { batch: Some(batch), priority: Priority::Normal | Priority::Low, .. } => {
                 if let Some(batch) = self.batching.add(delivery, batch, now) {

@@ -338,6 +338,64 @@ async fn of_two_sessions_of_one_client_identifier_the_newer_goes_on() {
 }
 
 #[tokio::test]
+async fn readers_with_a_rate_follow_one_stream_and_each_gets_the_last_value_and_what_it_skipped() {
+    const SENT: u64 = 400;
+    let mosquitto = Mosquitto::start().await;
+    let house = house(&mosquitto).await;
+    let mut publisher = house.browser().await;
+    let mut readers = Vec::new();
+    for number in 0..70_u64 {
+        let mut browser = house.browser().await;
+        // Whole batches of them, in two forms; and one among them that wants every message.
+        let rate = [json!(4), json!(9), json!(4), json!(1000)][number as usize % 4].clone();
+        let mut frame = json!({"topic": "level/+", "qos": number % 2, "maxRate": rate});
+        if number == 35 {
+            frame = json!({"topic": "level/+"});
+        }
+        browser.subscribe_with(frame).await;
+        readers.push(tokio::spawn(async move {
+            let mut next = [0, 0];
+            let mut frames = 0;
+            while next != [SENT, SENT] {
+                let frame = browser.expect("mqtt").await;
+                let which = usize::from(frame["topic"] == "level/1");
+                let seen: u64 = frame["payload"].as_str().and_then(|text| text.parse().ok()).expect("a number");
+                let skipped = frame["skipped"].as_u64().unwrap_or(0);
+                assert_eq!(seen, next[which] + skipped, "reader {number}: {frame}");
+                assert_eq!(frame["msgid"].is_string(), number % 2 == 1 && number != 35, "{frame}");
+                next[which] = seen + 1;
+                frames += 1;
+            }
+            // Who leaves changes nothing for the others.
+            (number, frames)
+        }));
+    }
+    let mut passing = house.browser().await;
+    for sent in 0..SENT {
+        for topic in ["level/0", "level/1"] {
+            publisher.publish(topic, &sent.to_string(), 1).await;
+        }
+        if sent % 40 == 39 {
+            // They come and go, also by contract, while values wait.
+            passing.send(json!({"type": "subscribe", "topic": "level/+", "maxRate": 3 + sent % 2})).await;
+            while passing.next().await["type"] != "subscribed" {}
+        }
+        if sent % 80 == 79 {
+            passing.send(json!({"type": "unsubscribe", "topic": "level/+"})).await;
+            while passing.next().await["type"] != "unsubscribed" {}
+        }
+    }
+    for reader in readers {
+        let (number, frames) = reader.await.expect("it ended well");
+        if number == 35 {
+            assert_eq!(frames, 2 * SENT);
+        } else if number % 4 != 3 {
+            assert!(frames < SENT, "{frames} came to reader {number}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn thousands_who_subscribe_at_one_time_ask_the_broker_once_for_each_filter() {
     let mosquitto = Mosquitto::start().await;
     let house = house(&mosquitto).await;

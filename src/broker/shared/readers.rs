@@ -9,10 +9,11 @@ use smallvec::SmallVec;
 use tokio::task::yield_now;
 
 use crate::broker::link::{Downlink, Kept};
+use crate::delivery::latest::{Followers, Latest, Newest};
 use crate::delivery::{self, Delivery, Rendition, subscription_id};
 use crate::metrics;
 use crate::mqtt::packet::SubscribeOptions;
-use crate::mqtt::{Message, Qos, TopicFilter};
+use crate::mqtt::{Message, Qos, Topic, TopicFilter};
 use crate::wire::{Contract, Format, Priority, Subscription};
 
 /// A place in [`Readers`], given again when it is free.
@@ -49,7 +50,21 @@ pub struct Filter {
     /// What is asked of the broker.
     pub filter: TopicFilter,
     readers: Vec<Reader>,
+    /// How many of them have a rate.
+    rated: usize,
+    streams: Streams,
 }
+
+/// By topic, the newest message in each form in which it waits for readers that have a rate. These are known by their places in the
+/// filter, so all is forgotten when one of those changes: who waits for what is here keeps it.
+#[derive(Default)]
+struct Streams {
+    by_topic: HashMap<Topic, InForms>,
+    /// With so many topics, those that nobody waits for are looked for.
+    look_at: usize,
+}
+
+type InForms = SmallVec<[(Form, Arc<Latest>); 1]>;
 
 /// One session's reading of a filter.
 struct Reader {
@@ -74,12 +89,14 @@ pub struct Offered {
 
 /// Frames that are written before the other tasks have their turn.
 const WRITES_A_TURN: usize = 128;
+/// Topics of a filter that are remembered without looking whether somebody waits for them.
+const FEW_TOPICS: usize = 64;
 /// Frames that are written between two looks at the clock.
 const WRITES_A_LOOK: usize = 16;
 
 impl Readers {
     /// Gives what one read of the broker brought to all who read it: what can be written at once is, the rest waits. Nobody is woken yet.
-    pub async fn offer(&self, deliveries: &[Delivery]) -> Offered {
+    pub async fn offer(&mut self, deliveries: &[Delivery]) -> Offered {
         let mut offered = Offered::default();
         // Of a stream one message follows the other: each reader's queue is looked at once for all of them.
         for run in deliveries.chunk_by(|one, next| one.readers == next.readers) {
@@ -102,54 +119,16 @@ impl Readers {
     }
 
     /// Most filters stand alone: then whoever reads it gets one frame.
-    async fn offer_to(&self, index: Index, run: &[Delivery], offered: &mut Offered) {
-        let Some(filter) = self.filters.get(index) else { return };
-        let mut forms = Vec::new();
-        for turn in filter.readers.chunks(WRITES_A_TURN) {
-            for readers in turn.chunks(WRITES_A_LOOK) {
-                readers.iter().for_each(|reader| self.offer_run(reader, run, &mut forms, offered));
-                let now = Instant::now();
-                for form in &mut forms {
-                    form.count(now);
-                }
-            }
-            if filter.readers.len() > WRITES_A_TURN {
-                yield_now().await;
+    async fn offer_to(&mut self, index: Index, run: &[Delivery], offered: &mut Offered) {
+        let Some(filter) = self.filters.get_mut(index) else { return };
+        if filter.rated < filter.readers.len() {
+            filter.offer(run, offered).await;
+        }
+        if filter.rated > 0 {
+            for delivery in run {
+                filter.offer_to_rated(delivery, offered).await;
             }
         }
-    }
-
-    fn offer_run(&self, reader: &Reader, run: &[Delivery], forms: &mut Vec<Made>, offered: &mut Offered) {
-        let made = form(forms, reader.form(), run);
-        let deliveries = |renditions: &[Arc<Rendition>]| {
-            let deliver = |(delivery, rendition): (&Delivery, &Arc<Rendition>)| Delivery {
-                rendition: rendition.clone(),
-                contract: reader.contract,
-                readers: SmallVec::from_buf([reader.reader]),
-                msgid: delivery.msgid.clone().filter(|_| rendition.message.qos > Qos::AtMostOnce),
-                dup: delivery.dup,
-                receipt: None,
-                skipped: 0,
-            };
-            run.iter().zip(renditions).map(deliver).collect::<SmallVec<[Delivery; 1]>>()
-        };
-        if reader.goes_at_once {
-            let encode = |renditions| reader.downlink.frames(deliveries(renditions).iter());
-            // Frames that say nothing of a session's own are the same for all.
-            let frames = match reader.reader.sid {
-                None if made.frames.is_none() => {
-                    made.frames = encode(&made.renditions);
-                    made.frames.clone()
-                }
-                None => made.frames.clone(),
-                Some(_) => encode(&made.renditions),
-            };
-            if frames.is_some_and(|frames| reader.downlink.send(&frames)) {
-                made.sent += 1;
-                return;
-            }
-        }
-        offered.keep(reader, reader.downlink.offer_or_drop(deliveries(&made.renditions).into_iter()));
     }
 
     /// A session that reads several of the filters gets a frame for each contract.
@@ -234,12 +213,12 @@ impl Readers {
         match session.subscriptions.iter_mut().find(|own| own.filter == index) {
             Some(own) => {
                 own.retain_handling = retain_handling;
-                filter.readers[own.at] = reader;
+                filter.replace(own.at, reader);
                 false
             }
             None => {
                 session.subscriptions.push(Own { filter: index, at: filter.readers.len(), retain_handling });
-                filter.readers.push(reader);
+                filter.add(reader);
                 true
             }
         }
@@ -256,7 +235,7 @@ impl Readers {
         let place = session.subscriptions.iter().position(|own| own.filter == index)?;
         let Own { at, .. } = session.subscriptions.swap_remove(place);
         let filter = self.filters.get_mut(index)?;
-        filter.readers.swap_remove(at);
+        filter.remove(at);
         if let Some(moved) = filter.readers.get(at).map(|reader| reader.member)
             && let Some(session) = self.members.get_mut(moved)
             && let Some(own) = session.subscriptions.iter_mut().find(|own| own.filter == index)
@@ -284,7 +263,7 @@ impl Readers {
         if let Some(index) = self.by_filter.get(filter) {
             return *index;
         }
-        let index = self.filters.add(Filter { filter: filter.clone(), readers: Vec::new() });
+        let index = self.filters.add(Filter::new(filter.clone()));
         self.by_filter.insert(filter.clone(), index);
         self.by_id.entry(subscription_id(filter)).or_default().push(index);
         index
@@ -357,6 +336,114 @@ impl Readers {
     }
 }
 
+impl Filter {
+    fn new(filter: TopicFilter) -> Filter {
+        Filter { filter, readers: Vec::new(), rated: 0, streams: Streams::default() }
+    }
+
+    fn add(&mut self, reader: Reader) {
+        self.streams = Streams::default();
+        self.rated += usize::from(reader.is_rated());
+        self.readers.push(reader);
+    }
+
+    fn replace(&mut self, at: usize, reader: Reader) {
+        self.streams = Streams::default();
+        self.rated = self.rated + usize::from(reader.is_rated()) - usize::from(self.readers[at].is_rated());
+        self.readers[at] = reader;
+    }
+
+    /// The last takes its place.
+    fn remove(&mut self, at: usize) {
+        self.streams = Streams::default();
+        self.rated -= usize::from(self.readers.swap_remove(at).is_rated());
+    }
+
+    /// Gives messages to all readers without a rate.
+    async fn offer(&self, run: &[Delivery], offered: &mut Offered) {
+        let mut forms = Vec::new();
+        for turn in self.readers.chunks(WRITES_A_TURN) {
+            for readers in turn.chunks(WRITES_A_LOOK) {
+                let unrated = readers.iter().filter(|reader| !reader.is_rated());
+                unrated.for_each(|reader| offer_run(reader, run, &mut forms, offered));
+                let now = Instant::now();
+                for form in &mut forms {
+                    form.count(now);
+                }
+            }
+            if self.readers.len() > WRITES_A_TURN {
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Gives a message to all readers with a rate. Those for whom an older one waits already get this one when they take that.
+    async fn offer_to_rated(&mut self, delivery: &Delivery, offered: &mut Offered) {
+        let message = std::slice::from_ref(delivery);
+        let mut forms = Vec::new();
+        let streams = self.streams.of(&delivery.rendition.message.topic);
+        let mut followers = Followers::default();
+        for (as_form, latest) in &*streams {
+            let rendition = &form(&mut forms, *as_form, message).renditions[0];
+            followers.join(&latest.put(newest(delivery, rendition)));
+        }
+        metrics::deliveries_conflated(followers.count());
+        let (mut place, mut offers) = (followers.gap(0), 0);
+        while let Some(reader) = self.readers.get(place) {
+            if reader.is_rated() {
+                let newest = newest(delivery, &form(&mut forms, reader.form(), message).renditions[0]);
+                let known = streams.iter().position(|(form, _)| *form == reader.form());
+                let at = known.unwrap_or_else(|| {
+                    streams.push((reader.form(), Latest::new(newest.clone())));
+                    streams.len() - 1
+                });
+                offered.keep(reader, reader.downlink.follow(reader.delivery(newest), (&streams[at].1, place)));
+                offers += 1;
+                if offers % WRITES_A_TURN == 0 {
+                    yield_now().await;
+                }
+            }
+            place = followers.gap(place + 1);
+        }
+    }
+}
+
+impl Streams {
+    /// Those of a topic, with room for more.
+    fn of(&mut self, topic: &Topic) -> &mut InForms {
+        if self.by_topic.len() >= self.look_at && !self.by_topic.contains_key(topic) {
+            self.by_topic.retain(|_, streams| !streams.iter().all(|(_, latest)| latest.is_unfollowed()));
+            self.look_at = FEW_TOPICS.max(2 * self.by_topic.len());
+        }
+        self.by_topic.entry(topic.clone()).or_default()
+    }
+}
+
+fn offer_run(reader: &Reader, run: &[Delivery], forms: &mut Vec<Made>, offered: &mut Offered) {
+    let made = form(forms, reader.form(), run);
+    let deliveries = |renditions: &[Arc<Rendition>]| {
+        let pairs = run.iter().zip(renditions);
+        pairs.map(|(delivery, rendition)| reader.delivery(newest(delivery, rendition))).collect::<SmallVec<[_; 1]>>()
+    };
+    if reader.goes_at_once {
+        let encode = |renditions| reader.downlink.frames(deliveries(renditions).iter());
+        // Frames that say nothing of a session's own are the same for all.
+        let frames = match reader.reader.sid {
+            None if made.frames.is_none() => {
+                made.frames = encode(&made.renditions);
+                made.frames.clone()
+            }
+            None => made.frames.clone(),
+            Some(_) => encode(&made.renditions),
+        };
+        if frames.is_some_and(|frames| reader.downlink.send(&frames)) {
+            made.sent += 1;
+            return;
+        }
+    }
+    offered.keep(reader, reader.downlink.offer_or_drop(deliveries(&made.renditions).into_iter()));
+}
+
 impl Offered {
     fn keep(&mut self, reader: &Reader, kept: Kept) {
         if !kept.fits {
@@ -385,6 +472,28 @@ impl Reader {
     fn form(&self) -> Form {
         Form { format: self.contract.format, granted: self.granted, retain_as_published: self.retain_as_published }
     }
+
+    fn is_rated(&self) -> bool {
+        self.contract.max_rate.is_some()
+    }
+
+    fn delivery(&self, Newest { rendition, msgid, dup }: Newest) -> Delivery {
+        Delivery {
+            rendition,
+            contract: self.contract,
+            readers: SmallVec::from_buf([self.reader]),
+            msgid,
+            dup,
+            receipt: None,
+            skipped: 0,
+        }
+    }
+}
+
+/// A message of the broker in one of its forms.
+fn newest(delivery: &Delivery, rendition: &Arc<Rendition>) -> Newest {
+    let msgid = delivery.msgid.clone().filter(|_| rendition.message.qos > Qos::AtMostOnce);
+    Newest { rendition: rendition.clone(), msgid, dup: delivery.dup }
 }
 
 /// Messages in one form.
