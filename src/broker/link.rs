@@ -544,24 +544,25 @@ impl Downlink {
     /// Link: offers what one read of the broker brought, and says whether none of it waits. What comes once the session drains is left
     /// to whoever resumes it.
     pub fn offer(&self, deliveries: SmallVec<[Delivery; 1]>) -> bool {
-        let left = self.left();
         let mut state = self.lock();
-        let (excess, bound) = match state.phase {
-            Phase::Opening => (Excess::Drop, self.config.opening_bound(left)),
-            Phase::Open => (state.excess, self.config.bound(left)),
-            Phase::Draining | Phase::Ended => return false,
-        };
-        // What has waited for another read may wait for long.
-        state.outbox.detach();
         let sent = state.send_at_once(&deliveries);
-        let offer = match sent {
-            Sent::Nothing => state.offer(deliveries.into_iter(), excess, &bound),
-            Sent::Some => Offer { has_news: true, ..Offer::default() },
-            Sent::All => Offer::default(),
-        };
+        let mut wakes = sent == Sent::Some;
+        if sent == Sent::Nothing {
+            let left = self.left();
+            let (excess, bound) = match state.phase {
+                Phase::Opening => (Excess::Drop, self.config.opening_bound(left)),
+                Phase::Open => (state.excess, self.config.bound(left)),
+                Phase::Draining | Phase::Ended => return false,
+            };
+            // What has waited for another read may wait for long.
+            state.outbox.detach();
+            let offer = state.offer(deliveries.into_iter(), excess, &bound);
+            wakes = state.wakes(&offer);
+        }
+        if sent != Sent::All {
+            state.account(&self.budget);
+        }
         let is_confirming = !state.confirmations.is_empty();
-        let wakes = state.wakes(&offer);
-        state.account(&self.budget);
         drop(state);
         if is_confirming {
             self.to_link.raise();

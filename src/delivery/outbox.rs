@@ -398,9 +398,10 @@ impl Outbox {
         self.queued() + self.conflation.len()
     }
 
-    /// None waits.
+    /// None waits: each takes some memory.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        debug_assert_eq!(self.bytes == 0, self.len() == 0);
+        self.bytes == 0
     }
 
     /// What they take in memory, roughly.

@@ -88,7 +88,7 @@ pub struct Offered {
 }
 
 /// Frames that are written before the other tasks have their turn.
-const WRITES_A_TURN: usize = 128;
+const WRITES_A_TURN: usize = 1024;
 /// Topics of a filter that are remembered without looking whether somebody waits for them.
 const FEW_TOPICS: usize = 64;
 /// Frames that are written between two looks at the clock.

@@ -29,6 +29,7 @@ const WRITE_BUFFER: usize = 64 * 1024;
 pub struct WebSocket {
     connection: Connection,
     wire: Arc<Wire>,
+    direct: Arc<direct::Socket>,
     decoder: Decoder,
     /// What has come and is not taken yet.
     inbound: BytesMut,
@@ -46,6 +47,7 @@ impl WebSocket {
     pub fn new(connection: Connection, inbound: BytesMut, max_frame: usize, share: Share) -> WebSocket {
         WebSocket {
             wire: connection.wire(),
+            direct: Arc::new(direct::Socket::new(connection.shared())),
             connection,
             decoder: Decoder::new(max_frame),
             inbound,
@@ -152,11 +154,11 @@ impl Socket for WebSocket {
     type Text = Text;
 
     fn direct(&self) -> Option<Arc<dyn Direct>> {
-        Some(Arc::new(direct::Socket { stream: self.connection.shared(), wire: self.wire.clone() }))
+        Some(self.direct.clone())
     }
 
     fn written(&self) -> u64 {
-        self.wire.written()
+        self.wire.written() + self.direct.written()
     }
 
     fn unwritten(&self) -> usize {
