@@ -32,7 +32,7 @@ const KNOWN_TO: [(&str, &[&str]); 6] = [
     ("hyper_util", &["http"]),
     ("rumqttd", &["broker::embedded", "tunnel"]),
     ("rumqttc", &[]),
-    ("rustix", &["runtime"]),
+    ("rustix", &["http::websocket::direct", "runtime"]),
 ];
 
 /// No sockets, tasks, clocks, logs or metrics: these return what happened, and the caller counts it.

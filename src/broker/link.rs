@@ -113,13 +113,17 @@ impl Commands {
 
     /// Hands over the next command when there is room; the error says that the link is gone. Safe to drop half-way.
     pub async fn hand_over(&self, queue: &mut Queue) -> Result<(), ()> {
-        match self {
+        let handed = match self {
             Commands::Own(link) => {
                 let next = || queue.pop_front().map(|(made, command)| Order { made, command, from: None });
                 link.send_with(next).await
             }
             Commands::Shared(shared) => shared.hand_over(queue).await,
+        };
+        if queue.is_empty() {
+            queue.shrink_to_fit();
         }
+        handed
     }
 }
 

@@ -143,7 +143,8 @@ pub fn lane(contract: &Contract) -> usize {
 pub struct Outbox {
     /// By priority. Deliveries of one priority keep their order.
     lanes: [Queue; LANES],
-    conflation: Conflation,
+    /// While topics with a rate are known.
+    conflation: Option<Box<Conflation>>,
     batching: Batching,
     bytes: usize,
     dropped: u64,
@@ -172,7 +173,8 @@ impl Outbox {
         if delivery.contract.max_rate.is_some() {
             let place = self.lanes[lane(&delivery.contract)].next_place();
             let now = delivery.rendition.received;
-            match self.conflation.offer((delivery, source), place, now, bound.topics, &mut left) {
+            match self.conflation.get_or_insert_default().offer((delivery, source), place, now, bound.topics, &mut left)
+            {
                 Offered::Replaced(older, grown) => {
                     self.bytes += grown;
                     self.leave(older, &mut offer);
@@ -182,8 +184,8 @@ impl Outbox {
                 Offered::NoSlot(delivery) => self.queue(delivery, now, &mut offer),
             }
         } else {
-            if !self.conflation.is_unused() {
-                self.conflation.find(&delivery, &mut left);
+            if let Some(conflation) = &mut self.conflation {
+                conflation.find(&delivery, &mut left);
             }
             let now = delivery.rendition.received;
             self.queue(delivery, now, &mut offer);
@@ -237,7 +239,12 @@ impl Outbox {
 
     /// Takes what may go by now, highest priority and oldest first, up to roughly that many bytes and at least one delivery.
     pub fn take(&mut self, bytes: usize, now: Instant) -> Vec<Delivery> {
-        self.conflation.ripen(now);
+        if let Some(conflation) = &mut self.conflation {
+            conflation.ripen(now);
+            if conflation.is_unused() {
+                self.conflation = None;
+            }
+        }
         self.release_due(now);
         let (mut taken, mut size) = (Vec::new(), 0);
         for lane in 0..LANES {
@@ -262,7 +269,7 @@ impl Outbox {
 
     /// What goes next of a lane: a slot goes in its place.
     fn next(&self, lane: usize) -> Option<&Delivery> {
-        match (self.lanes[lane].first(), self.conflation.first(lane)) {
+        match (self.lanes[lane].first(), self.first_slot(lane)) {
             (Some((queued, _)), Some((place, newest))) if place <= queued => Some(newest),
             (Some((_, delivery)), _) | (None, Some((_, delivery))) => Some(delivery),
             (None, None) => None,
@@ -271,15 +278,15 @@ impl Outbox {
 
     /// Takes that; nothing where it joins a batch instead.
     fn pop(&mut self, lane: usize, now: Instant) -> Option<Delivery> {
-        let is_queued = match (self.lanes[lane].first(), self.conflation.first(lane)) {
+        let is_queued = match (self.lanes[lane].first(), self.first_slot(lane)) {
             (Some((queued, _)), Some((place, _))) => queued < place,
             (queued, _) => queued.is_some(),
         };
         if is_queued {
             return self.lanes[lane].pop();
         }
-        let before = self.conflation.first(lane).map_or(0, |(_, delivery)| delivery.size());
-        let delivery = self.conflation.pop(lane, now)?;
+        let before = self.first_slot(lane).map_or(0, |(_, delivery)| delivery.size());
+        let delivery = self.conflation.as_mut()?.pop(lane, now)?;
         // It may be a newer one than what waited.
         self.bytes = self.bytes - before + delivery.size();
         match delivery.contract {
@@ -294,6 +301,10 @@ impl Outbox {
         }
     }
 
+    fn first_slot(&self, lane: usize) -> Option<(u64, &Delivery)> {
+        self.conflation.as_ref()?.first(lane)
+    }
+
     fn release_due(&mut self, now: Instant) {
         while let Some((lane, batch)) = self.batching.due(now) {
             self.lanes[lane].append(batch);
@@ -302,7 +313,12 @@ impl Outbox {
 
     /// When something may be taken next that may not yet.
     pub fn next_due(&self) -> Option<Instant> {
-        self.conflation.next_due().into_iter().chain(self.batching.next_due()).min()
+        self.conflation
+            .as_ref()
+            .and_then(|conflation| conflation.next_due())
+            .into_iter()
+            .chain(self.batching.next_due())
+            .min()
     }
 
     /// It is full: what waits for others to come in one frame with it waits no longer, as they would not come; and if what waits for its
@@ -312,7 +328,8 @@ impl Outbox {
         let is_stuck = (0..LANES).all(|lane| self.next(lane).is_none());
         let mut over = if is_stuck && self.is_full(bound) { self.bytes.saturating_sub(bound.bytes) + 1 } else { 0 };
         while over > 0 {
-            over = over.saturating_sub(self.conflation.ripen_next());
+            over =
+                over.saturating_sub(self.conflation.as_mut().map_or(usize::MAX, |conflation| conflation.ripen_next()));
         }
     }
 
@@ -324,7 +341,9 @@ impl Outbox {
 
     /// Nothing waits for its time any longer: the session ends as soon as all is taken.
     pub fn release_all(&mut self) {
-        self.conflation.ripen_all();
+        if let Some(conflation) = &mut self.conflation {
+            conflation.ripen_all();
+        }
         self.release_batches();
     }
 
@@ -333,7 +352,9 @@ impl Outbox {
         for lane in &mut self.lanes {
             lane.detach();
         }
-        self.conflation.detach();
+        if let Some(conflation) = &mut self.conflation {
+            conflation.detach();
+        }
         self.batching.detach();
     }
 
@@ -343,7 +364,9 @@ impl Outbox {
         for lane in &mut self.lanes {
             lane.purge(subscription, &mut receipts);
         }
-        self.conflation.purge(subscription, &mut receipts);
+        if let Some(conflation) = &mut self.conflation {
+            conflation.purge(subscription, &mut receipts);
+        }
         self.batching.purge(subscription, &mut receipts);
         self.bytes = self.iter().map(Delivery::size).sum();
         receipts
@@ -363,7 +386,9 @@ impl Outbox {
     pub fn void_receipts(&mut self) {
         self.confirmed.clear();
         let queued = self.lanes.iter_mut().flat_map(Queue::iter_mut);
-        for delivery in queued.chain(self.conflation.iter_mut()).chain(self.batching.iter_mut()) {
+        for delivery in
+            queued.chain(self.conflation.iter_mut().flat_map(|slots| slots.iter_mut())).chain(self.batching.iter_mut())
+        {
             delivery.receipt = None;
         }
     }
@@ -395,7 +420,7 @@ impl Outbox {
 
     /// How many wait.
     pub fn len(&self) -> usize {
-        self.queued() + self.conflation.len()
+        self.queued() + self.conflation.as_ref().map_or(0, |conflation| conflation.len())
     }
 
     /// None waits: each takes some memory.
@@ -411,7 +436,7 @@ impl Outbox {
 
     /// What is remembered of topics with a rate takes so much memory, roughly.
     pub fn kept(&self) -> usize {
-        self.conflation.kept()
+        self.conflation.as_ref().map_or(0, |conflation| conflation.kept())
     }
 
     /// How many wait that nothing takes the place of: what waits in slots is bounded by their number.
@@ -427,7 +452,11 @@ impl Outbox {
     /// Whether one of that kind could be dropped, in slots too or not: those are no part of what is counted.
     fn holds(&self, kind: Kind, in_slots: bool) -> bool {
         self.batching.holds(kind)
-            || (0..LANES).any(|lane| self.lanes[lane].holds(kind) || (in_slots && self.conflation.holds(lane, kind)))
+            || (0..LANES).any(|lane| self.lanes[lane].holds(kind) || (in_slots && self.slots_hold(lane, kind)))
+    }
+
+    fn slots_hold(&self, lane: usize, kind: Kind) -> bool {
+        self.conflation.as_ref().is_some_and(|conflation| conflation.holds(lane, kind))
     }
 
     /// Of the lowest priority the oldest that waits in line, then what waits in slots, which is the newest of its topic, and only where
@@ -438,7 +467,7 @@ impl Outbox {
             self.lanes[lane]
                 .drop_oldest(kind)
                 .or_else(|| self.batching.drop_oldest(lane, kind))
-                .or_else(|| if in_slots { self.conflation.drop_oldest(lane, kind) } else { None })
+                .or_else(|| self.conflation.as_mut().filter(|_| in_slots)?.drop_oldest(lane, kind))
         });
         let Some(delivery) = dropped else { return false };
         self.bytes -= delivery.size();
@@ -450,7 +479,11 @@ impl Outbox {
 
     /// All that waits.
     pub fn iter(&self) -> impl Iterator<Item = &Delivery> {
-        self.lanes.iter().flat_map(Queue::iter).chain(self.conflation.iter()).chain(self.batching.iter())
+        self.lanes
+            .iter()
+            .flat_map(Queue::iter)
+            .chain(self.conflation.iter().flat_map(|slots| slots.iter()))
+            .chain(self.batching.iter())
     }
 }
 

@@ -164,7 +164,8 @@ impl Audit {
             }
             let last = last.entry(key.lane).or_insert(0);
             let is_first = known.insert(*key) && !dup && view.hears_first(*key, attempts);
-            if is_first && key.number < *last {
+            let is_behind = is_first && key.number < *last;
+            if is_behind && !view.is_of_an_earlier_client(*key, attempts, *last) {
                 self.find(Kind::Reordered, format!("{key} came to {} at {at:?} after {last}", view.client.name));
             }
             *last = key.number.max(*last);
@@ -328,6 +329,19 @@ impl<'a> View<'a> {
         let misses_nothing = is_owed_all && self.history.kills.is_empty();
         let was_there = self.opened.first().is_some_and(|opened| *opened < attempts[0].sent);
         misses_nothing && was_there || self.copies(key, attempts) == Some(1)
+    }
+
+    /// At qos 0 the ack tells that a message is on its way to the broker. What is held there while its publisher comes back, as a new
+    /// client, is read beside what the new one sends.
+    fn is_of_an_earlier_client(&self, key: Key, attempts: &[Attempt], later: u32) -> bool {
+        let Some(publisher) = self.publisher(key).filter(|publisher| key.lane.qos == 0 && !publisher.is_kept) else {
+            return false;
+        };
+        let later = self.history.published.get(&Key { number: later, ..key }).and_then(|attempts| attempts.first());
+        let Some((earlier, later)) = attempts.first().zip(later) else { return false };
+        let came_back =
+            |(at, seen): &(Time, Seen)| matches!(seen, Seen::Opened { .. }) && (earlier.sent..=later.sent).contains(at);
+        publisher.seen.iter().any(came_back)
     }
 
     fn publisher(&self, key: Key) -> Option<&Client> {

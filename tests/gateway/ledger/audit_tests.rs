@@ -152,6 +152,20 @@ fn at_qos_2_nothing_comes_twice_on_a_connection_unless_the_broker_forgot_it() {
 }
 
 #[test]
+fn at_qos_0_an_earlier_client_of_a_publisher_may_be_heard_after_a_later_one() {
+    let published = |qos, is_kept, came_back| {
+        let mut history = history().publishes(at_qos(qos, 1), acked(1)).publishes(at_qos(qos, 2), acked(5));
+        history.clients[0].is_kept = is_kept;
+        history.clients[0].seen.push((s(came_back), Seen::Opened { session_present: is_kept }));
+        history.handles(6, at_qos(qos, 2)).handles(7, at_qos(qos, 1)).kinds()
+    };
+    assert_eq!(published(0, false, 3), []);
+    assert_eq!(published(0, false, 6), [Kind::Reordered], "both are of one client");
+    assert_eq!(published(0, true, 3), [Kind::Reordered], "a new connection of a client ends the one before");
+    assert_eq!(published(1, false, 3), [Kind::Reordered], "the broker had taken it before");
+}
+
+#[test]
 fn a_message_after_a_later_one_is_reordered_unless_it_comes_again() {
     let published = || history().publishes(key(1), acked(1)).publishes(key(2), acked(2));
     assert_eq!(published().handles(3, key(2)).handles(4, key(1)).kinds(), [Kind::Reordered]);
