@@ -348,6 +348,7 @@ const LEAST_TAKEN: usize = 4 * 1024;
 
 /// What comes down to a session, and the confirmations that go back up.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Downlink {
     state: Mutex<State>,
     config: delivery::Config,
@@ -360,8 +361,14 @@ pub struct Downlink {
     let_go: Notify,
 }
 
+/// In this order, so that what is looked at for each delivery that is written at once lies together: with thousands of sessions it comes
+/// from far away in memory each time.
 #[derive(Debug, Default)]
+#[repr(C)]
 struct State {
+    /// Where frames go at once while the session has nothing else to write.
+    direct: Option<Arc<dyn Direct>>,
+    is_idle: bool,
     phase: Phase,
     events: VecDeque<Event>,
     outbox: Outbox,
@@ -380,9 +387,6 @@ struct State {
     taken_over: bool,
     ended_by: Option<Close>,
     abandoned: bool,
-    /// Where frames go at once while the session has nothing else to write.
-    direct: Option<Arc<dyn Direct>>,
-    is_idle: bool,
     rest: Rest,
     /// The session has moved, and is told there what it is told here.
     successor: Option<Arc<Downlink>>,

@@ -140,13 +140,15 @@ pub fn lane(contract: &Contract) -> usize {
 /// A delivery with a rate waits in a slot, where newer ones take its place until it is taken; one that comes in a batch waits for the
 /// others of it; all else, and then that too, waits in the lane of its priority.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct Outbox {
+    /// First, as it tells by itself whether anything waits.
+    bytes: usize,
     /// By priority. Deliveries of one priority keep their order.
     lanes: [Queue; LANES],
     /// While topics with a rate are known.
     conflation: Option<Box<Conflation>>,
     batching: Batching,
-    bytes: usize,
     dropped: u64,
     /// What was dropped that a later delta would rest on.
     gaps: Gaps,
