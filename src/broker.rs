@@ -4,6 +4,7 @@ mod budget;
 mod config;
 pub mod connection;
 mod dedicated;
+pub mod downlink;
 #[cfg_attr(not(feature = "embedded-broker"), path = "broker/not_embedded.rs")]
 pub mod embedded;
 #[cfg(feature = "embedded-broker")]
@@ -23,9 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{BrokerUrl, BrokerUrlError, Config, Upstream};
-pub use link::{
-    Abilities, Command, Commands, Direct, Downlink, Event, Handle, Link, Opening, Owner, Queue, Ready, Taken,
-};
+pub use downlink::{Direct, Downlink, Handle, Rest, Taken};
+pub use link::{Abilities, Command, Commands, Event, Link, Opening, Owner, Queue, Ready};
 pub use transport::{Target, TlsError};
 pub use watch::{Reach, Standing};
 

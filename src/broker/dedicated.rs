@@ -19,7 +19,8 @@ use tracing::{debug, info, warn};
 
 use self::ending::{End, Stage};
 use super::connection::{Connection, Lost, Turn};
-use super::link::{Abilities, Command, Downlink, Event, Handle, Opening, Order, Owner, Ready};
+use super::downlink::{Downlink, Handle};
+use super::link::{Abilities, Command, Event, Opening, Order, Owner, Ready};
 use super::{Setup, Standing, orders, rules};
 use crate::delivery::{Delivery, Subscriptions};
 use crate::metrics::{self, LinkState};

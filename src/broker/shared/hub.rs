@@ -14,7 +14,8 @@ use super::moving::{self, Arrived, Mover, Moving};
 use super::readers::{Index, Readers};
 use super::stored::{self, Answer, Found, Seekers};
 use crate::broker::Setup;
-use crate::broker::link::{Abilities, Command, Downlink, Event, Link, Opening, Owner, Queue, Ready};
+use crate::broker::downlink::Downlink;
+use crate::broker::link::{Abilities, Command, Event, Link, Opening, Owner, Queue, Ready};
 use crate::broker::signal::Bell;
 use crate::delivery::Delivery;
 use crate::metrics;
@@ -709,9 +710,11 @@ impl Hub {
 impl Drop for Hub {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for session in self.sessions.values() {
-                session.downlink.tell(Event::Ended(Close::Fault, None));
-                session.downlink.let_go();
+            self.ends.newcomers.close();
+            let unheard = std::iter::from_fn(|| self.ends.newcomers.try_recv().ok()).map(|newcomer| newcomer.downlink);
+            for downlink in self.sessions.drain().map(|(_, session)| session.downlink).chain(unheard) {
+                downlink.tell(Event::Ended(Close::Fault, None));
+                downlink.let_go();
             }
         }
     }
@@ -760,5 +763,55 @@ impl Stored {
         } else {
             self.queue.push_back(filter);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::downlink::Handle;
+    use crate::broker::link::Commands;
+    use crate::broker::signal::Raise;
+    use crate::broker::transport::Target;
+    use crate::broker::{Config, Place, Reach, orders};
+
+    fn newcomer(number: u64, downlink: &Arc<Downlink>) -> Newcomer {
+        let opening = Opening {
+            client_id: "anna".to_owned(),
+            clean: true,
+            session_expiry: 0,
+            will: None,
+            subscriptions: Vec::new(),
+            ack: Ack::Auto,
+            max_inflight: 1,
+            owner: Owner::Browser,
+            is_named: false,
+        };
+        Newcomer { number, opening, downlink: downlink.clone() }
+    }
+
+    #[tokio::test]
+    async fn a_hub_that_panics_ends_its_sessions_and_those_at_its_door() {
+        let place = Place::Elsewhere(Target::plain("127.0.0.1".to_owned(), 1));
+        let setup = Arc::new(Setup { config: Config::default(), place, reach: Reach::default() });
+        let downlink = || Downlink::new(Default::default(), Arc::default(), Raise::default());
+        let upstream = Link { commands: Commands::Own(orders::channel(1).0), downlink: downlink() };
+        let (door, newcomers) = mpsc::unbounded_channel();
+        let (_commands, asked) = mpsc::channel(1);
+        let ends = Ends { newcomers, asked, bell: Arc::default(), upstream };
+        let mut hub = Hub::new(setup, TaskTracker::new(), CancellationToken::new(), ends);
+        let (inside, outside) = (downlink(), downlink());
+        hub.on_newcomer(newcomer(1, &inside));
+        assert!(door.send(newcomer(2, &outside)).is_ok());
+        let faulty = tokio::spawn(async move {
+            let _hub = hub;
+            panic!("a fault of the test's own");
+        });
+        assert!(faulty.await.expect_err("it panics").is_panic());
+        for downlink in [inside, outside] {
+            assert_eq!(downlink.take_events(), [Event::Ended(Close::Fault, None)]);
+            Handle::of(downlink).ended().await;
+        }
+        assert!(door.is_closed(), "the next session has a new one made");
     }
 }

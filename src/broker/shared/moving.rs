@@ -11,7 +11,8 @@ use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::broker::dedicated;
-use crate::broker::link::{Command, Commands, Downlink, Event, Handle, Link, Opening, Order, Queue, Ready};
+use crate::broker::downlink::{Downlink, Handle};
+use crate::broker::link::{Command, Commands, Event, Link, Opening, Order, Queue, Ready};
 use crate::broker::signal::Raise;
 use crate::broker::{COMMANDS, Setup, orders};
 use crate::delivery::Delivery;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::task::yield_now;
 
-use crate::broker::link::{Downlink, Kept};
+use crate::broker::downlink::{Downlink, Kept};
 use crate::delivery::latest::{Followers, Latest, Newest};
 use crate::delivery::{self, Delivery, Rendition, subscription_id};
 use crate::metrics;

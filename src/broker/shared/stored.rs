@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::broker::Setup;
 use crate::broker::connection::{Connection, Lost};
 use crate::broker::dedicated::back_off;
-use crate::broker::link::Downlink;
+use crate::broker::downlink::Downlink;
 use crate::delivery::{Delivery, Rendition};
 use crate::mqtt::packet::{self, Connect, Packet, PacketId, Publish, SubscribeOptions};
 use crate::mqtt::{Qos, Topic, TopicFilter};
