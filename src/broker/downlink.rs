@@ -213,7 +213,7 @@ impl State {
     }
 
     /// Writes frames at once, if nothing has to go before them and the network takes anything.
-    fn send(&mut self, frames: &Bytes) -> Sent {
+    fn send(&mut self, frames: &[u8]) -> Sent {
         let Some(direct) = self.direct.as_ref().filter(|_| self.is_free()) else { return Sent::Nothing };
         match direct.try_write(frames) {
             Ok(all) if all == frames.len() => Sent::All,
@@ -262,7 +262,7 @@ impl State {
         for delivery in deliveries {
             delivery.write(|parts| direct.frame(&mut frames, parts));
         }
-        let sent = self.send(&frames.freeze());
+        let sent = self.send(&frames);
         if sent != Sent::Nothing {
             let receipts = deliveries.iter().filter_map(|delivery| delivery.receipt);
             if sent == Sent::All {
@@ -363,7 +363,7 @@ impl Downlink {
     }
 
     /// Shared link: writes ready frames to the browser at once, if nothing has to go before them.
-    pub fn send(&self, frames: &Bytes) -> bool {
+    pub fn send(&self, frames: &[u8]) -> bool {
         let mut state = self.lock();
         let sent = state.send(frames);
         if sent == Sent::Some {
