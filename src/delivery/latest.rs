@@ -18,7 +18,12 @@ struct State {
     /// How many came before it.
     number: u64,
     followers: Followers,
+    /// What each of those is charged for at least: the size of what waits in its slot.
+    charged: usize,
 }
+
+/// By so many bytes a message may be larger than what its readers are charged for.
+const UNCHARGED: usize = 256;
 
 /// What is the same for all who get a message in one form.
 #[derive(Clone, Debug)]
@@ -34,25 +39,31 @@ pub struct Newest {
 impl Latest {
     /// Nobody follows yet.
     pub fn new(newest: Newest) -> Arc<Latest> {
-        Arc::new(Latest { state: Mutex::new(State { newest, number: 0, followers: Followers::default() }) })
+        Arc::new(Latest { state: Mutex::new(State { newest, number: 0, followers: Followers::default(), charged: 0 }) })
     }
 
-    /// A newer one, and who gets it without being told.
-    pub fn put(&self, newest: Newest) -> Followers {
+    /// A newer one. Says who gets it without being told; nothing if it was not taken up, as it is so large that each reader has to be
+    /// charged anew.
+    pub fn put(&self, newest: Newest) -> Option<Followers> {
         let mut state = self.lock();
+        if newest.rendition.message.size() > state.charged + UNCHARGED && !state.followers.is_empty() {
+            return None;
+        }
         state.newest = newest;
         state.number += 1;
-        state.followers.clone()
+        Some(state.followers.clone())
     }
 
     /// Nobody would get what is put here.
     pub fn is_unfollowed(&self) -> bool {
-        self.lock().followers.count() == 0
+        self.lock().followers.is_empty()
     }
 
     /// The reader at that place, who has been given the newest, hears no more of newer ones until it has caught up.
     pub fn follow(self: &Arc<Latest>, place: usize) -> Following {
         let mut state = self.lock();
+        let size = state.newest.rendition.message.size();
+        state.charged = if state.followers.is_empty() { size } else { size.min(state.charged) };
         state.followers.insert(place);
         Following { latest: self.clone(), place, given: state.number, is_over: false }
     }
@@ -132,6 +143,10 @@ impl Followers {
         self.words.iter_mut().zip(&other.words).for_each(|(ours, theirs)| *ours |= theirs);
     }
 
+    fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
@@ -182,9 +197,10 @@ mod tests {
         let latest = Latest::new(newest("1"));
         let mut waiting = delivery(newest("1"));
         let (early, gone) = (latest.follow(70), latest.follow(2));
-        assert_eq!(latest.put(newest("2")).count(), 2);
+        let put = |payload| latest.put(newest(payload)).expect("it is as small as the others");
+        assert_eq!(put("2").count(), 2);
         drop(gone);
-        let followers = latest.put(newest("3"));
+        let followers = put("3");
         assert_eq!((followers.count(), followers.gap(70), early.missed()), (1, 71, 2));
         early.catch_up(&mut waiting);
         assert_eq!((waiting.msgid.as_deref(), waiting.skipped), (Some("3"), 5));
@@ -193,7 +209,23 @@ mod tests {
         let mut again = delivery(newest("3"));
         latest.follow(70).catch_up(&mut again);
         assert_eq!((again.msgid.as_deref(), again.skipped), (Some("3"), 3), "nothing came");
-        assert_eq!(latest.put(newest("4")).count(), 0);
+        assert_eq!(put("4").count(), 0);
+    }
+
+    #[test]
+    fn what_is_larger_than_its_readers_are_charged_for_is_not_taken_up() {
+        let large = || newest("x".repeat(UNCHARGED + 2).leak());
+        let latest = Latest::new(newest("1"));
+        assert!(latest.put(large()).is_some(), "nobody follows");
+        let wide = latest.follow(0);
+        assert!(latest.put(newest("2")).is_some());
+        assert!(latest.put(large()).is_some());
+        latest.put(newest("3"));
+        let narrow = latest.follow(1);
+        assert!(latest.put(large()).is_none());
+        assert!(latest.put(newest("a little more")).is_some());
+        drop((wide, narrow));
+        assert!(latest.put(large()).is_some());
     }
 
     proptest! {

@@ -383,10 +383,11 @@ impl Filter {
         let mut forms = Vec::new();
         let streams = self.streams.of(&delivery.rendition.message.topic);
         let mut followers = Followers::default();
-        for (as_form, latest) in &*streams {
+        streams.retain(|(as_form, latest)| {
             let rendition = &form(&mut forms, *as_form, message).renditions[0];
-            followers.join(&latest.put(newest(delivery, rendition)));
-        }
+            let put = latest.put(newest(delivery, rendition));
+            put.inspect(|all| followers.join(all)).is_some()
+        });
         metrics::deliveries_conflated(followers.count());
         let (mut place, mut offers) = (followers.gap(0), 0);
         while let Some(reader) = self.readers.get(place) {
