@@ -17,6 +17,8 @@ use crate::mqtt::packet::{self, Connack, Connect, Malformed, Packet};
 /// Bytes that a read makes room for at first; it grows while reads fill it.
 const FIRST_READ: usize = 512;
 const LARGEST_READ: usize = 64 * 1024;
+/// A connection that is not read, or has nothing to read for now, holds no more than this.
+const IDLE_CAPACITY: usize = 2048;
 
 /// A connection that the broker has accepted.
 pub struct Connection {
@@ -187,6 +189,53 @@ impl Connection {
 
     /// The next packet of those that were read.
     pub fn next_packet(&mut self) -> Result<Option<Packet>, Malformed> {
-        packet::read(&mut self.inbound, self.max_packet)
+        let packet = packet::read(&mut self.inbound, self.max_packet)?;
+        if self.inbound.is_empty() && self.inbound.capacity() > IDLE_CAPACITY {
+            self.inbound = BytesMut::new();
+        }
+        Ok(packet)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::FutureExt;
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::mqtt::{Message, Qos, Topic};
+
+    #[tokio::test]
+    async fn a_connection_that_has_nothing_to_read_holds_nothing_and_one_that_is_not_read_little() {
+        let (stream, mut broker) = duplex(1 << 20);
+        let mut connection = Connection {
+            stream: Box::new(stream),
+            inbound: BytesMut::new(),
+            read_size: FIRST_READ,
+            max_packet: 1 << 20,
+            outbound: BytesMut::new(),
+        };
+        for size in [10, 100, 10_000, 300_000, 10] {
+            let topic = Topic::parse("t").expect("a topic");
+            let payload = Bytes::from(vec![b'x'; size]);
+            let message = Message { topic, payload, qos: Qos::AtMostOnce, retain: false, properties: None };
+            let mut bytes = BytesMut::new();
+            for _ in 0..3 {
+                packet::write_publish(&mut bytes, &message, None, false);
+            }
+            broker.write_all(&bytes).await.expect("there is room");
+            let mut come = 0;
+            while come < 3 {
+                assert_eq!(connection.turn(true).await.expect("it stands"), Turn::Read);
+                while let Some(packet) = connection.next_packet().expect("it is well formed") {
+                    assert!(matches!(packet, Packet::Publish(publish) if publish.message == message));
+                    come += 1;
+                }
+            }
+            assert!(connection.buffered() <= IDLE_CAPACITY, "{} bytes are held", connection.buffered());
+            assert!(connection.turn(true).now_or_never().is_none());
+            assert_eq!(connection.buffered(), 0);
+        }
     }
 }

@@ -850,26 +850,14 @@ mod tests {
     use super::*;
     use crate::broker::transport::Target;
     use crate::broker::{Config, Place, Reach};
-    use crate::wire::Ack;
 
     #[tokio::test]
     async fn a_link_that_panics_ends_its_session_and_lets_go() {
         let place = Place::Elsewhere(Target::plain("127.0.0.1".to_owned(), 1));
         let setup = Arc::new(Setup { config: Config::default(), place, reach: Reach::default() });
-        let opening = Opening {
-            client_id: "anna".to_owned(),
-            clean: true,
-            session_expiry: 0,
-            will: None,
-            subscriptions: Vec::new(),
-            ack: Ack::Auto,
-            max_inflight: 1,
-            owner: Owner::Browser,
-            is_named: true,
-        };
         let downlink = Downlink::new(Default::default(), Arc::default(), Default::default());
         let (_commands, receiver) = orders::channel(1);
-        let dedicated = Dedicated::new(setup, opening, downlink.clone(), receiver);
+        let dedicated = Dedicated::new(setup, Opening::plain("anna"), downlink.clone(), receiver);
         let faulty = tokio::spawn(async move {
             let _dedicated = dedicated;
             panic!("a fault of the test's own");

@@ -712,7 +712,7 @@ mod tests {
     use crate::delivery::Rendition;
     use crate::delivery::subscriptions::Reader;
     use crate::mqtt::{Message, Qos, Topic};
-    use crate::wire::{Contract, Format, Rate};
+    use crate::wire::{Format, Rate};
 
     const KIB: usize = 1024;
 
@@ -720,15 +720,7 @@ mod tests {
         let topic = Topic::parse("t").expect("a topic");
         let payload = Bytes::from(vec![b'x'; bytes]);
         let message = Message { topic, payload, qos: Qos::AtMostOnce, retain: false, properties: None };
-        Delivery {
-            rendition: Arc::new(Rendition::new(message, Format::Text, 0, Instant::now())),
-            contract: Contract::default(),
-            readers: Default::default(),
-            msgid: None,
-            dup: false,
-            receipt: None,
-            skipped: 0,
-        }
+        Delivery::plain(message)
     }
 
     /// Those of some sessions that may hold so many bytes together.

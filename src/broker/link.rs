@@ -43,6 +43,24 @@ impl Opening {
     }
 }
 
+#[cfg(test)]
+impl Opening {
+    /// A browser's that wants nothing of its own.
+    pub fn plain(client_id: &str) -> Opening {
+        Opening {
+            client_id: client_id.to_owned(),
+            clean: true,
+            session_expiry: 0,
+            will: None,
+            subscriptions: Vec::new(),
+            ack: Ack::Auto,
+            max_inflight: 1,
+            owner: Owner::Browser,
+            is_named: false,
+        }
+    }
+}
+
 /// Whose session it is at the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {

@@ -173,11 +173,10 @@ mod tests {
 
     use bytes::Bytes;
     use proptest::prelude::*;
-    use smallvec::SmallVec;
 
     use super::*;
     use crate::mqtt::{Message, Qos, Topic};
-    use crate::wire::{Contract, Format};
+    use crate::wire::Format;
 
     fn newest(payload: &'static str) -> Newest {
         let topic = Topic::parse("t").expect("a topic");
@@ -188,8 +187,7 @@ mod tests {
     }
 
     fn delivery(Newest { rendition, msgid, dup }: Newest) -> Delivery {
-        let (contract, readers) = (Contract::default(), SmallVec::new());
-        Delivery { rendition, contract, readers, msgid, dup, receipt: None, skipped: 3 }
+        Delivery { msgid, dup, skipped: 3, ..Delivery::plain(rendition.message.clone()) }
     }
 
     #[test]

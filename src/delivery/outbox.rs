@@ -46,6 +46,20 @@ impl Delivery {
         }
     }
 
+    /// Of a message, for nobody by name.
+    #[cfg(test)]
+    pub fn plain(message: crate::mqtt::Message) -> Delivery {
+        Delivery {
+            rendition: Arc::new(Rendition::new(message, crate::wire::Format::Text, 0, Instant::now())),
+            contract: Contract::default(),
+            readers: SmallVec::new(),
+            msgid: None,
+            dup: false,
+            receipt: None,
+            skipped: 0,
+        }
+    }
+
     /// Whether it may be written as soon as it comes: the client has nothing to confirm.
     pub fn goes_at_once(&self) -> bool {
         self.contract.goes_at_once()

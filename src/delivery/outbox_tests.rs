@@ -5,6 +5,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::delivery::Config;
+use crate::delivery::latest::{Latest, Newest};
 use crate::mqtt::{Message, Qos, Topic};
 use crate::wire::{Batch, Format, Rate};
 
@@ -424,6 +425,47 @@ fn whoever_shared_a_value_that_was_conflated_away_gets_what_took_its_place() {
     hold(&mut outbox, of("a", "stored", per_second(1.0), start));
     let all = outbox.take(usize::MAX, start);
     assert_eq!((all.len(), all[0].readers.len()), (1, 2));
+}
+
+#[test]
+fn what_follows_a_stream_is_taken_as_its_newest_and_counted_as_that() {
+    let start = Instant::now();
+    for batch in [None, in_batches(9, 100).batch] {
+        let contract = Contract { batch, ..per_second(1.0) };
+        let new = |payload| of("t", payload, contract, start);
+        let newest = |payload| Newest { rendition: new(payload).rendition, msgid: None, dup: false };
+        let mut outbox = Outbox::default();
+        let seen = |outbox: &mut Outbox, millis| -> Vec<(Bytes, u32)> {
+            let mut taken = outbox.take(usize::MAX, after(start, millis));
+            // Where it joins a batch it waits for that.
+            taken.extend(outbox.take(usize::MAX, after(start, millis + 100)));
+            assert_eq!((outbox.len(), outbox.bytes()), (0, 0));
+            taken.into_iter().map(|delivery| (delivery.rendition.message.payload.clone(), delivery.skipped)).collect()
+        };
+        let follow = |outbox: &mut Outbox, latest: &Arc<Latest>, payload| {
+            outbox.offer_from(Some((latest, 0)), new(payload), Excess::Hold, &at_most(10))
+        };
+
+        let latest = Latest::new(newest("1"));
+        follow(&mut outbox, &latest, "1");
+        for payload in ["22", "333"] {
+            assert_eq!(latest.put(newest(payload)).map(|followers| followers.count()), Some(1));
+        }
+        assert_eq!(seen(&mut outbox, 0), [(Bytes::from("333"), 2)]);
+        assert!(latest.is_unfollowed());
+
+        let latest = Latest::new(newest("4"));
+        follow(&mut outbox, &latest, "4");
+        assert!(latest.put(newest("5")).is_some());
+        assert_eq!(hold(&mut outbox, new("6")).conflated, 1, "4 was counted when 5 came");
+        assert!(latest.is_unfollowed(), "what came another way is newer");
+        assert_eq!(seen(&mut outbox, 2000), [(Bytes::from("6"), 2)]);
+
+        follow(&mut outbox, &latest, "7");
+        assert!(!latest.is_unfollowed());
+        outbox.purge(1);
+        assert!(latest.is_unfollowed() && outbox.is_empty(), "its subscription has ended");
+    }
 }
 
 #[test]

@@ -343,6 +343,12 @@ async fn readers_with_a_rate_follow_one_stream_and_each_gets_the_last_value_and_
     let mosquitto = Mosquitto::start().await;
     let house = house(&mosquitto).await;
     let mut publisher = house.browser().await;
+    let mut leaving = Vec::new();
+    for _ in 0..10 {
+        let mut browser = house.browser().await;
+        browser.subscribe_with(json!({"topic": "level/+", "maxRate": 2})).await;
+        leaving.push(browser);
+    }
     let mut readers = Vec::new();
     for number in 0..70_u64 {
         let mut browser = house.browser().await;
@@ -358,6 +364,9 @@ async fn readers_with_a_rate_follow_one_stream_and_each_gets_the_last_value_and_
             let mut frames = 0;
             while next != [SENT, SENT] {
                 let frame = browser.expect("mqtt").await;
+                if frame["topic"] == "level/2" {
+                    continue;
+                }
                 let which = usize::from(frame["topic"] == "level/1");
                 let seen: u64 = frame["payload"].as_str().and_then(|text| text.parse().ok()).expect("a number");
                 let skipped = frame["skipped"].as_u64().unwrap_or(0);
@@ -375,12 +384,24 @@ async fn readers_with_a_rate_follow_one_stream_and_each_gets_the_last_value_and_
         for topic in ["level/0", "level/1"] {
             publisher.publish(topic, &sent.to_string(), 1).await;
         }
-        if sent % 40 == 39 {
-            // They come and go, also by contract, while values wait.
-            passing.send(json!({"type": "subscribe", "topic": "level/+", "maxRate": 3 + sent % 2})).await;
-            while passing.next().await["type"] != "subscribed" {}
+        if sent % 40 != 39 || sent == SENT - 1 {
+            continue;
         }
-        if sent % 80 == 79 {
+        // While values wait, the last of the readers takes the place of one that leaves, and another comes behind it, or changes its rate.
+        drop(leaving.pop());
+        let is_new = sent % 80 == 39;
+        let left = (70 + leaving.len() + usize::from(!is_new)) as f64;
+        eventually("it has left", async || house.metric("tidegate_subscriptions").await == left).await;
+        passing.send(json!({"type": "subscribe", "topic": "level/+", "maxRate": if is_new { 3 } else { 5 }})).await;
+        while passing.next().await["type"] != "subscribed" {}
+        if is_new {
+            publisher.publish("level/2", &sent.to_string(), 1).await;
+            assert_eq!(
+                passing.next_delivery().await,
+                ("level/2".to_owned(), sent.to_string()),
+                "the next is its first"
+            );
+        } else {
             passing.send(json!({"type": "unsubscribe", "topic": "level/+"})).await;
             while passing.next().await["type"] != "unsubscribed" {}
         }

@@ -776,18 +776,7 @@ mod tests {
     use crate::broker::{Config, Place, Reach, orders};
 
     fn newcomer(number: u64, downlink: &Arc<Downlink>) -> Newcomer {
-        let opening = Opening {
-            client_id: "anna".to_owned(),
-            clean: true,
-            session_expiry: 0,
-            will: None,
-            subscriptions: Vec::new(),
-            ack: Ack::Auto,
-            max_inflight: 1,
-            owner: Owner::Browser,
-            is_named: false,
-        };
-        Newcomer { number, opening, downlink: downlink.clone() }
+        Newcomer { number, opening: Opening::plain("anna"), downlink: downlink.clone() }
     }
 
     #[tokio::test]

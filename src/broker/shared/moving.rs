@@ -174,28 +174,12 @@ fn repeated<'a>(held: impl Iterator<Item = &'a Delivery>, seen: &[Seen]) -> Hash
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
-    use crate::delivery::Rendition;
     use crate::mqtt::Qos;
-    use crate::wire::Format;
 
     fn message(topic: &str, payload: &str) -> Message {
         let topic = Topic::parse(topic).expect("a topic");
         Message { topic, payload: payload.to_owned().into(), qos: Qos::AtMostOnce, retain: false, properties: None }
-    }
-
-    fn delivery(topic: &str, payload: &str) -> Delivery {
-        Delivery {
-            rendition: Arc::new(Rendition::new(message(topic, payload), Format::Text, 0, Instant::now())),
-            contract: Contract::default(),
-            readers: Default::default(),
-            msgid: None,
-            dup: false,
-            receipt: None,
-            skipped: 0,
-        }
     }
 
     #[test]
@@ -208,7 +192,7 @@ mod tests {
             (vec![("b", "x"), ("b", "x"), ("a", "3")], [1, 1]),
             (vec![("a", "1"), ("a", "2"), ("a", "3")], [3, 0]),
         ] {
-            let held: Vec<_> = held.into_iter().map(|(topic, text)| delivery(topic, text)).collect();
+            let held: Vec<_> = held.into_iter().map(|(topic, text)| Delivery::plain(message(topic, text))).collect();
             let repeated = repeated(held.iter(), &seen);
             let count = |topic| {
                 let key = (Topic::parse(topic).expect("a topic"), Contract::default());

@@ -162,17 +162,8 @@ impl Readers {
         let Some(reader) = self.reader(member, filter) else { return };
         let mut forms = Vec::new();
         let as_stored = Form { retain_as_published: true, ..reader.form() };
-        let rendition = form(&mut forms, as_stored, std::slice::from_ref(found)).renditions[0].clone();
-        let msgid = found.msgid.clone().filter(|_| rendition.message.qos > Qos::AtMostOnce);
-        let delivery = Delivery {
-            rendition,
-            contract: reader.contract,
-            readers: SmallVec::from_buf([reader.reader]),
-            msgid,
-            dup: false,
-            receipt: None,
-            skipped: 0,
-        };
+        let rendition = &form(&mut forms, as_stored, std::slice::from_ref(found)).renditions[0];
+        let delivery = reader.delivery(Newest { dup: false, ..newest(found, rendition) });
         reader.downlink.offer_or_drop([delivery].into_iter());
         reader.downlink.to_session.raise();
     }
