@@ -463,6 +463,9 @@ fn what_follows_a_stream_is_taken_as_its_newest_and_counted_as_that() {
 
         follow(&mut outbox, &latest, "7");
         assert!(!latest.is_unfollowed());
+        assert_eq!(outbox.drop_excess(&Bound { bytes: 0, ..at_most(10) }), 1);
+        assert!(latest.is_unfollowed() && outbox.is_empty(), "it was dropped, and what comes next is offered");
+        follow(&mut outbox, &latest, "8");
         outbox.purge(1);
         assert!(latest.is_unfollowed() && outbox.is_empty(), "its subscription has ended");
     }

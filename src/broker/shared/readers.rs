@@ -56,7 +56,7 @@ pub struct Filter {
 }
 
 /// By topic, the newest message in each form in which it waits for readers that have a rate. These are known by their places in the
-/// filter, so all is forgotten when one of those changes: who waits for what is here keeps it.
+/// filter, so all is forgotten when a place comes to another: who waits for what is here keeps it.
 #[derive(Default)]
 struct Streams {
     by_topic: HashMap<Topic, InForms>,
@@ -333,7 +333,6 @@ impl Filter {
     }
 
     fn add(&mut self, reader: Reader) {
-        self.streams = Streams::default();
         self.rated += usize::from(reader.is_rated());
         self.readers.push(reader);
     }
@@ -590,5 +589,110 @@ impl<T> Places<T> {
 
     fn iter(&self) -> impl Iterator<Item = &T> {
         self.places.iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::broker::link::{Abilities, Event, Ready};
+    use crate::broker::signal::Raise;
+    use crate::wire::Rate;
+
+    /// Readers of "t" with a rate, and how one comes among them.
+    #[derive(Default)]
+    struct Room(Readers);
+
+    impl Room {
+        fn enter(&mut self) -> (Index, Arc<Downlink>) {
+            let downlink = Downlink::new(Default::default(), Arc::default(), Raise::default());
+            let abilities = Abilities {
+                receive_maximum: 1,
+                maximum_qos: Qos::ExactlyOnce,
+                maximum_packet_size: 1000,
+                retain: true,
+                shared: true,
+                wildcards: true,
+                subscription_ids: true,
+            };
+            let client_id = "anna".to_owned();
+            downlink.tell(Event::Ready(Ready { client_id, session_present: false, subscriptions: vec![], abilities }));
+            let member = self.0.enter(0, downlink.clone());
+            self.read(member, 1.0);
+            (member, downlink)
+        }
+
+        fn read(&mut self, member: Index, rate: f64) {
+            let contract = Contract { max_rate: Rate::per_second(rate), ..Contract::default() };
+            let filter = TopicFilter::parse("t").expect("a filter");
+            let options = SubscribeOptions {
+                qos: Qos::AtMostOnce,
+                no_local: false,
+                retain_as_published: false,
+                retain_handling: 0,
+            };
+            self.0.read(member, &Subscription { filter, options, sid: None, contract }, Qos::AtMostOnce);
+        }
+
+        async fn offer(&mut self, payload: &'static str) {
+            let topic = Topic::parse("t").expect("a topic");
+            let payload = Bytes::from_static(payload.as_bytes());
+            let mut delivery =
+                Delivery::plain(Message { topic, payload, qos: Qos::AtMostOnce, retain: false, properties: None });
+            let id = subscription_id(&TopicFilter::parse("t").expect("a filter"));
+            delivery.readers.push(delivery::subscriptions::Reader { id, sid: None, is_shared: false });
+            self.0.offer(&[delivery]).await;
+        }
+    }
+
+    /// What waits and may go so many seconds from now.
+    fn taken(downlink: &Downlink, seconds: u64) -> Vec<(Bytes, Contract)> {
+        let taken = downlink.take(Some(usize::MAX), Instant::now() + Duration::from_secs(seconds)).deliveries;
+        taken.into_iter().map(|delivery| (delivery.rendition.message.payload.clone(), delivery.contract)).collect()
+    }
+
+    fn payloads(downlink: &Downlink, seconds: u64) -> Vec<Bytes> {
+        taken(downlink, seconds).into_iter().map(|(payload, _)| payload).collect()
+    }
+
+    #[tokio::test]
+    async fn who_comes_to_the_place_of_a_reader_that_follows_is_offered_what_comes() {
+        let mut room = Room::default();
+        let (anna, hers) = room.enter();
+        let (_, his) = room.enter();
+        room.offer("1").await;
+        room.offer("2").await;
+        // She has left and has not let go of what waits for her; he has her place from now on.
+        room.0.leave(anna);
+        assert_eq!(payloads(&his, 0), ["2"]);
+        room.offer("3").await;
+        assert_eq!(payloads(&his, 5), ["3"]);
+        assert_eq!(payloads(&hers, 0), ["2"], "what came before she left");
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_others_follow_is_offered_what_comes() {
+        let mut room = Room::default();
+        let (_, his) = room.enter();
+        room.offer("1").await;
+        let (_, hers) = room.enter();
+        let (_, theirs) = room.enter();
+        room.offer("2").await;
+        for downlink in [his, hers, theirs] {
+            assert_eq!(payloads(&downlink, 0), ["2"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_with_another_rate_is_offered_what_comes_by_that() {
+        let mut room = Room::default();
+        let (anna, hers) = room.enter();
+        room.offer("1").await;
+        room.read(anna, 2.0);
+        room.offer("2").await;
+        let of_two = Contract { max_rate: Rate::per_second(2.0), ..Contract::default() };
+        assert_eq!(taken(&hers, 0), [("2".into(), of_two)]);
     }
 }
