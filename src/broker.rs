@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 pub use config::{BrokerUrl, BrokerUrlError, Config, Upstream};
 pub use downlink::{Direct, Downlink, Handle, Rest, Taken};
-pub use link::{Abilities, Command, Commands, Event, Link, Opening, Owner, Queue, Ready};
+pub use link::{Abilities, Command, Commands, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal};
 pub use transport::{Target, TlsError};
 pub use watch::{Reach, Standing};
 

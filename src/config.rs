@@ -9,6 +9,7 @@ mod environment;
 mod file;
 mod flags;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::{fmt, fs, io};
@@ -47,6 +48,10 @@ pub struct Config {
     pub log: log::Config,
     /// How Tidegate stops.
     pub shutdown: shutdown::Config,
+    /// Who may do what, by the name of the role.
+    pub roles: BTreeMap<String, access::Role>,
+    /// Devices by the name of their group.
+    pub groups: BTreeMap<String, access::Group>,
 }
 
 impl Config {
@@ -67,18 +72,21 @@ impl Config {
     }
 
     fn from_settings(settings: Vec<Setting>) -> Result<Self, ConfigError> {
-        let mut sections = Table::new();
+        let mut all = Table::new();
         for setting in &settings {
-            sections
-                .entry(&setting.section)
-                .or_insert_with(|| Table::new().into())
-                .as_table_mut()
-                .expect("sections are tables")
-                .insert(setting.key.clone(), setting.value.clone());
+            let (key, sections) = setting.path.split_last().expect("a path has a last part");
+            let mut table = &mut all;
+            for section in sections {
+                let entry = table.entry(section).or_insert_with(|| Table::new().into());
+                table = entry.as_table_mut().expect("sections are tables");
+            }
+            table.insert(key.clone(), setting.value.clone());
         }
-        serde_path_to_error::deserialize(sections).map_err(|error| {
+        serde_path_to_error::deserialize(all).map_err(|error| {
             let path = error.path().to_string();
-            let culprit = settings.iter().find(|setting| setting.name() == path);
+            // A mistake in a table that its user named is told by the table.
+            let is_within = |name: String| path == name || path.starts_with(&format!("{name}."));
+            let culprit = settings.iter().find(|setting| is_within(setting.name()));
             ConfigError::Value {
                 origin: culprit.map_or(path, |setting| setting.origin.clone()),
                 message: error.inner().message().to_owned(),
@@ -132,59 +140,104 @@ fn did_you_mean(near: &[String]) -> String {
 
 /// A value that was given for a setting.
 struct Setting {
-    section: String,
-    key: String,
+    /// Its sections, and its key last.
+    path: Vec<String>,
     value: Value,
     /// Where it was given, in the words of an error.
     origin: String,
 }
 
 impl Setting {
-    fn new(section: &str, key: &str, value: impl Into<Value>, origin: impl Into<String>) -> Self {
-        Self { section: section.to_owned(), key: key.to_owned(), value: value.into(), origin: origin.into() }
+    fn new(path: &[&str], value: impl Into<Value>, origin: impl Into<String>) -> Self {
+        Self { path: path.iter().map(|part| (*part).to_owned()).collect(), value: value.into(), origin: origin.into() }
     }
 
     fn name(&self) -> String {
-        format!("{}.{}", self.section, self.key)
+        self.path.join(".")
     }
 
-    /// The key that this file's text belongs to, where it is the file of a secret.
-    fn key_of_secret(&self) -> Option<&str> {
-        self.key.strip_suffix("_file").filter(|key| is_secret(&self.section, key))
+    /// The name of the setting that this file's text belongs to, where it is the file of a secret.
+    fn secret(&self) -> Option<String> {
+        self.name().strip_suffix("_file").filter(|name| is_secret(name)).map(str::to_owned)
     }
 
     /// What this setting decides: both forms of a secret decide the same.
     fn subject(&self) -> String {
-        format!("{}.{}", self.section, self.key_of_secret().unwrap_or(&self.key))
+        self.secret().unwrap_or_else(|| self.name())
+    }
+}
+
+/// A setting that there is.
+struct Known {
+    /// Its sections, and its key last.
+    path: Vec<&'static str>,
+    /// Its default, or else an example.
+    example: &'static Value,
+}
+
+impl Known {
+    fn name(&self) -> String {
+        self.path.join(".")
+    }
+
+    fn key(&self) -> &'static str {
+        self.path.last().expect("a path has a last part")
     }
 }
 
 /// Every setting there is, with its default or else an example: the template without its comment signs.
-static EVERY_SETTING: LazyLock<Table> = LazyLock::new(|| {
+static TEMPLATE_TABLE: LazyLock<Table> = LazyLock::new(|| {
     let lines: Vec<_> = TEMPLATE.lines().map(uncommented).collect();
     lines.join("\n").parse().expect("the template is TOML")
 });
 
-/// Takes the comment sign off a setting, but not off a sentence.
+static EVERY_SETTING: LazyLock<Vec<Known>> = LazyLock::new(|| {
+    let mut known = Vec::new();
+    flatten(&TEMPLATE_TABLE, &mut Vec::new(), &mut |path, example| {
+        known.push(Known { path: path.to_vec(), example });
+    });
+    known
+});
+
+/// Takes the comment sign off a setting or the name of a section, but not off a sentence.
 fn uncommented(line: &str) -> &str {
     let setting = line.strip_prefix("# ").unwrap_or(line);
-    match setting.split_once(" = ") {
-        Some((key, _)) if !key.contains(' ') => setting,
-        _ => line,
+    let is_setting = setting.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+    let is_section = setting.starts_with('[') && setting.ends_with(']');
+    if is_setting || is_section { setting } else { line }
+}
+
+/// Tables whose names their user chooses; each is one setting.
+const NAMED: [&[&str]; 4] = [&["auth", "tokens"], &["auth", "users"], &["groups"], &["roles"]];
+
+/// Its user chose the name of it, or of a part before it.
+fn is_named(path: &[&str]) -> bool {
+    NAMED.iter().any(|section| path.starts_with(section))
+}
+
+/// Calls `each` with every setting of a table. An empty section is one too: that it is there may mean something.
+fn flatten<'t>(table: &'t Table, path: &mut Vec<&'t str>, each: &mut impl FnMut(&[&'t str], &'t Value)) {
+    let are_named = NAMED.contains(&path.as_slice());
+    for (key, value) in table {
+        path.push(key);
+        match value {
+            Value::Table(section) if !are_named && (path.len() == 1 || !section.is_empty()) => {
+                flatten(section, path, each);
+            }
+            value => each(path, value),
+        }
+        path.pop();
     }
 }
 
-/// The section, the key, and the default or example of every setting.
-fn every_setting() -> impl Iterator<Item = (&'static str, &'static str, &'static Value)> {
-    EVERY_SETTING.iter().flat_map(|(section, settings)| {
-        let settings = settings.as_table().expect("sections are tables");
-        settings.iter().map(move |(key, example)| (section.as_str(), key.as_str(), example))
-    })
+/// Every setting there is.
+fn every_setting() -> impl Iterator<Item = &'static Known> {
+    EVERY_SETTING.iter()
 }
 
-fn is_secret(section: &str, key: &str) -> bool {
-    let exists = |key: &str| EVERY_SETTING.get(section).is_some_and(|section| section.get(key).is_some());
-    exists(key) && exists(&format!("{key}_file"))
+fn is_secret(name: &str) -> bool {
+    let exists = |name: &str| every_setting().any(|known| known.name() == name);
+    exists(name) && exists(&format!("{name}_file"))
 }
 
 /// Lets a layer replace what lies below. Either form of a secret replaces the other.
@@ -202,17 +255,17 @@ fn overlay(settings: &mut Vec<Setting>, layer: Vec<Setting>) -> Result<(), Confi
 /// Reads every file that a setting names, so that none is found missing later, and puts the secrets in their place.
 fn read_files(settings: &mut Vec<Setting>) -> Result<(), ConfigError> {
     let mut secrets = Vec::new();
-    for setting in settings.iter().filter(|setting| setting.key.ends_with("_file")) {
+    for setting in settings.iter().filter(|setting| setting.path.last().is_some_and(|key| key.ends_with("_file"))) {
         let path = PathBuf::from(setting.value.as_str().unwrap_or_default());
         let text = fs::read_to_string(&path).map_err(|cause| ConfigError::NamedFile {
             setting: setting.name(),
             path: path.clone(),
             cause,
         })?;
-        if let Some(key) = setting.key_of_secret() {
-            let secret = text.trim_end_matches(['\r', '\n']);
+        if let Some(secret) = setting.secret() {
+            let text = text.trim_end_matches(['\r', '\n']);
             let origin = format!("{}, {}", setting.name(), path.display());
-            secrets.push(Setting::new(&setting.section, key, secret, origin));
+            secrets.push(Setting::new(&secret.split('.').collect::<Vec<_>>(), text, origin));
         }
     }
     settings.extend(secrets);

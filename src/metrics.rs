@@ -207,6 +207,11 @@ pub fn delivery_withheld() {
     METRICS.withheld.increment(1);
 }
 
+/// A delivery was left out because the session may not have it.
+pub fn delivery_refused() {
+    METRICS.refused_deliveries.increment(1);
+}
+
 /// A session's broker link changed its state; nothing stands for a link that is not there yet or no more.
 pub fn link_changed(before: Option<LinkState>, after: Option<LinkState>) {
     let links = |state| if state == LinkState::Up { &METRICS.links_up } else { &METRICS.links_down };
@@ -264,6 +269,7 @@ struct Metrics {
     unchanged: Counter,
     delta_saved: Counter,
     withheld: Counter,
+    refused_deliveries: Counter,
     links_up: Gauge,
     links_down: Gauge,
     reconnects: Counter,
@@ -330,6 +336,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         unchanged: counter!("tidegate_deliveries_unchanged_total"),
         delta_saved: counter!("tidegate_delta_saved_bytes_total"),
         withheld: counter!("tidegate_deliveries_withheld_total"),
+        refused_deliveries: counter!("tidegate_deliveries_refused_total"),
         links_up: gauge!("tidegate_broker_links", "state" => "up"),
         links_down: gauge!("tidegate_broker_links", "state" => "down"),
         reconnects: counter!("tidegate_broker_reconnects_total"),
@@ -410,6 +417,10 @@ fn describe() {
     describe_counter!(
         "tidegate_deliveries_withheld_total",
         "Messages left to another connection of the same client identifier, which subscribed to them."
+    );
+    describe_counter!(
+        "tidegate_deliveries_refused_total",
+        "Messages that the broker had for a session and that its rights keep from it; they are confirmed and dropped."
     );
     describe_gauge!(
         "tidegate_unfinished_bytes",

@@ -141,9 +141,23 @@ pub mod some_seconds {
 
 /// Text that is never shown: not in an error, not in a log, not by `check-config`.
 pub mod secret {
+    use std::cell::Cell;
+
     use super::*;
-    use secrecy::SecretString;
+    use secrecy::{ExposeSecret, SecretString};
     use serde::{Deserialize, Serializer};
+
+    thread_local! {
+        static IS_SHOWN: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Makes what is written meanwhile hold its secrets: to compare it with another, never to show it.
+    pub fn shown<T>(write: impl FnOnce() -> T) -> T {
+        IS_SHOWN.set(true);
+        let written = write();
+        IS_SHOWN.set(false);
+        written
+    }
 
     /// Reads a secret. A refusal keeps to itself what was there instead.
     pub fn deserialize<'de, D>(from: D) -> Result<Option<SecretString>, D::Error>
@@ -163,6 +177,7 @@ pub mod secret {
         S: Serializer,
     {
         match secret {
+            Some(secret) if IS_SHOWN.get() => to.serialize_str(secret.expose_secret()),
             Some(_) => to.serialize_str("***"),
             None => to.serialize_none(),
         }

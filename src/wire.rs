@@ -8,7 +8,7 @@ pub mod refusal;
 
 pub use config::Config;
 pub use frame::{
-    Ack, Asked, Auth, Batch, ClientFrame, Contract, Format, Head, Limits, MsgId, Priority, Rate, Reply, Subscription,
-    TopicResult, Undecoded, Will,
+    Ack, Asked, Auth, Batch, ClientFrame, Contract, Format, Head, Limits, Login, MsgId, Priority, Rate, Reply, Secret,
+    Subscription, TopicResult, Undecoded, Will,
 };
 pub use refusal::{Close, Code, Refusal};

@@ -12,6 +12,7 @@ use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use rand::Rng;
+use secrecy::ExposeSecret;
 use smallvec::SmallVec;
 use tokio::select;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
@@ -20,7 +21,7 @@ use tracing::{debug, info, warn};
 use self::ending::{End, Stage};
 use super::connection::{Connection, Lost, Turn};
 use super::downlink::{Downlink, Handle};
-use super::link::{Abilities, Command, Event, Opening, Order, Owner, Ready};
+use super::link::{Abilities, Command, Credentials, Event, Opening, Order, Owner, Ready};
 use super::{Setup, Standing, orders, rules};
 use crate::delivery::{Delivery, Subscriptions};
 use crate::metrics::{self, LinkState};
@@ -73,6 +74,9 @@ async fn live(mut dedicated: Box<Dedicated>, predecessor: Option<Handle>) {
             Some(lost) => dedicated.on_lost(&lost),
             None => break,
         }
+    }
+    if dedicated.end.as_ref().is_some_and(|end| end.close == Close::Revoked) && dedicated.is_connected_once() {
+        dedicated.forget().await;
     }
 }
 
@@ -133,6 +137,8 @@ enum Origin {
     Unsubscribe(RequestId, TopicFilter),
     Opening(usize, Box<Subscription>),
     Restore(Box<Subscription>),
+    /// A subscribe that the session lost its right to while it was under way, and why.
+    Revoked(RequestId, TopicFilter, Refusal),
     /// Nobody waits for the answer.
     Own,
 }
@@ -145,7 +151,7 @@ impl Origin {
                 Some(&subscription.filter)
             }
             Origin::Unsubscribe(_, filter) => Some(filter),
-            Origin::Publish(..) | Origin::Own => None,
+            Origin::Publish(..) | Origin::Revoked(..) | Origin::Own => None,
         }
     }
 }
@@ -277,6 +283,7 @@ impl Dedicated {
                 will.delay = will.delay.max(grace);
                 will
             }),
+            credentials: self.opening.credentials.clone(),
         }
     }
 
@@ -530,8 +537,8 @@ impl Dedicated {
         let (connection, clock) = online.unzip();
         match *command {
             Command::Publish(id, message) => self.on_publish_command((id, made, from), message, connection),
-            Command::Subscribe(id, subscription) => {
-                match self.judge_wait(connection.as_deref()).and_then(|()| self.judge_filter(&subscription)) {
+            Command::Subscribe(id, mut subscription) => {
+                match self.judge_wait(connection.as_deref()).and_then(|()| self.judge_filter(&mut subscription)) {
                     Ok(()) => self.ask_subscribe(made, Origin::Subscribe(id, Box::new(subscription))),
                     Err(refusal) => self.downlink.tell(Event::Subscribed(id, Err(refusal))),
                 }
@@ -593,6 +600,10 @@ impl Dedicated {
 
     fn on_downlink(&mut self, is_online: bool) {
         self.is_abandoned = self.downlink.is_abandoned();
+        if let Some(renewal) = self.downlink.take_renewal() {
+            self.opening.credentials = renewal.credentials;
+            self.judge_anew(renewal.rights);
+        }
         for receipt in self.downlink.take_confirmations() {
             self.incoming.confirm(receipt);
         }
@@ -721,6 +732,9 @@ impl Dedicated {
                 (Origin::Subscribe(request, _), Err(refusal)) => {
                     self.downlink.tell(Event::Subscribed(*request, Err(refusal)))
                 }
+                (Origin::Revoked(request, _, refusal), _) => {
+                    self.downlink.tell(Event::Subscribed(*request, Err(refusal.clone())))
+                }
                 (Origin::Opening(index, _), Err(refusal)) => {
                     let index = *index;
                     if let Some(opened) = self.opened.get_mut(index) {
@@ -805,6 +819,7 @@ struct Connecting {
     clean_start: bool,
     session_expiry: u32,
     will: Option<crate::wire::Will>,
+    credentials: Option<Arc<Credentials>>,
 }
 
 /// Connects after a wait. A takeover is suspected since that many turns of the broker: it is one if the broker was there for others all
@@ -827,6 +842,14 @@ async fn attempt(
         session_expiry: connecting.session_expiry,
         will: connecting.will.as_ref().map(|will| packet::Will { message: &will.message, delay: will.delay }),
         ..setup.connect()
+    };
+    let connect = match &connecting.credentials {
+        None => connect,
+        Some(own) => Connect {
+            username: own.username.as_deref(),
+            password: own.password.as_ref().map(ExposeSecret::expose_secret),
+            ..connect
+        },
     };
     timeout(setup.config.connect_timeout, Connection::open(&setup.target(), &connect))
         .await

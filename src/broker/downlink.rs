@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::budget::Budget;
-use super::link::{Event, Link};
+use super::link::{Event, Link, Renewal};
 use super::signal::{Raise, Signal};
 use crate::delivery::latest::Source;
 use crate::delivery::outbox::{Excess, Offer};
@@ -171,6 +171,8 @@ struct State {
     rest: Rest,
     /// The session has moved, and is told there what it is told here.
     successor: Option<Arc<Downlink>>,
+    /// What the session may do from now on, until the link has seen it.
+    renewal: Option<Box<Renewal>>,
     /// Deliveries as the gauge knows them.
     counted: usize,
     /// Bytes as the budget knows them.
@@ -489,9 +491,12 @@ impl Downlink {
         let mut state = self.lock();
         state.events.push_back(Event::Moved(Box::new(link)));
         state.successor = Some(successor.clone());
-        let (ended_by, taken_over) = (state.ended_by, state.taken_over);
+        let (ended_by, taken_over, renewal) = (state.ended_by, state.taken_over, state.renewal.take());
         drop(state);
         self.to_session.raise();
+        if let Some(renewal) = renewal {
+            successor.renew(*renewal);
+        }
         let handle = Handle { downlink: successor };
         if taken_over {
             handle.take_over();
@@ -521,6 +526,23 @@ impl Downlink {
         state.account(&self.budget);
         drop(state);
         self.to_link.raise();
+    }
+
+    /// Session: it may do that from now on; the link tells what has ended by it.
+    pub fn renew(&self, renewal: Renewal) {
+        let mut state = self.lock();
+        if let Some(successor) = state.successor.clone() {
+            drop(state);
+            return successor.renew(renewal);
+        }
+        state.renewal = Some(Box::new(renewal));
+        drop(state);
+        self.to_link.raise();
+    }
+
+    /// Link: what the session may do from now on, where that has changed.
+    pub fn take_renewal(&self) -> Option<Box<Renewal>> {
+        self.lock().renewal.take()
     }
 
     /// Link: what the session has confirmed since this was last asked.

@@ -6,8 +6,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use secrecy::SecretString;
+
 use super::downlink::{Downlink, Handle};
 use super::{orders, shared};
+use crate::access::Rights;
 use crate::mqtt::inflight::RequestId;
 use crate::mqtt::{Message, Qos, Reason, TopicFilter, packet};
 use crate::wire::{Ack, Close, Refusal, Subscription, Will};
@@ -33,13 +36,37 @@ pub struct Opening {
     pub owner: Owner,
     /// The client chose the identifier, so the broker may know it already.
     pub is_named: bool,
+    /// What the session may do; nothing stands for everything.
+    pub rights: Option<Arc<Rights>>,
+    /// What the session shows to the broker in place of what the gateway does.
+    pub credentials: Option<Arc<Credentials>>,
+}
+
+/// What a session may do from now on.
+#[derive(Clone, Debug)]
+pub struct Renewal {
+    /// Its rights.
+    pub rights: Arc<Rights>,
+    /// What it shows to the broker when it connects the next time.
+    pub credentials: Option<Arc<Credentials>>,
+}
+
+/// A name and a password for the broker, which may change while the session is open.
+#[derive(Debug, Default)]
+pub struct Credentials {
+    /// The name, if the broker is told any.
+    pub username: Option<String>,
+    /// The password, if the broker is told any.
+    pub password: Option<SecretString>,
 }
 
 impl Opening {
     /// Whether the broker must know this session by itself, also where sessions share connections: it keeps something of it, or
     /// treats its own messages apart.
     pub fn needs_own_client(&self) -> bool {
-        !self.clean || self.will.is_some() || self.subscriptions.iter().any(Subscription::needs_own_client)
+        !self.clean
+            || self.will.is_some()
+            || self.subscriptions.iter().any(|subscription| needs_own_client(subscription, self.rights.as_deref()))
     }
 }
 
@@ -57,8 +84,18 @@ impl Opening {
             max_inflight: 1,
             owner: Owner::Browser,
             is_named: false,
+            rights: None,
+            credentials: None,
         }
     }
+}
+
+/// Whether the broker must know the session by itself, so that each message for this subscription is judged, or it needs one anyway.
+pub fn needs_own_client(subscription: &Subscription, rights: Option<&Rights>) -> bool {
+    let Subscription { filter, options, .. } = subscription;
+    let is_narrowed =
+        || rights.is_some_and(|rights| rights.subscribe(filter, options.qos).is_ok_and(|granted| granted.is_narrowed));
+    subscription.needs_own_client() || is_narrowed()
 }
 
 /// Whose session it is at the broker.
@@ -155,6 +192,8 @@ pub enum Event {
     },
     /// The broker did not give a subscription back after it had lost the session.
     SubscriptionLost(TopicFilter, Refusal),
+    /// New rights hold, and these subscriptions have ended by them.
+    Judged(Vec<TopicFilter>),
     /// The broker's side gives the session up.
     Ended(Close, Option<Refusal>),
     /// When all that waits here is taken, the session goes on over another link.

@@ -106,6 +106,8 @@ impl Shared {
             max_inflight: u16::MAX,
             owner: Owner::Gateway,
             is_named: false,
+            rights: None,
+            credentials: None,
         };
         let downlink = Downlink::new(delivery::Config::default(), self.budget.clone(), Raise::default());
         let (link, receiver) = orders::channel(super::COMMANDS);

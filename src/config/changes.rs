@@ -1,15 +1,16 @@
 //! What a configuration that is read again changes, and what of it can be put in force without a restart.
 
-use secrecy::ExposeSecret;
-use toml::Table;
+use std::collections::BTreeMap;
 
-use super::{Config, every_setting, is_secret};
-use crate::log;
+use toml::{Table, Value};
+
+use super::{Config, Known, every_setting, flatten, is_named, is_secret};
+use crate::{log, units};
 
 /// One setting that is not as it was. A secret shows as `***`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Section and key.
+    /// Sections and key.
     pub setting: String,
     /// What it was; empty where it was not set.
     pub from: String,
@@ -23,6 +24,7 @@ impl Config {
     /// What is in force after `new` was read, as far as a running gateway can change, and every difference to what was.
     pub fn replaced_by(&self, new: Config) -> (Config, Vec<Change>) {
         let wanted = new.values();
+        let shown_wanted = new.shown_values();
         // A new section has to say here which it is.
         let next = Config {
             http: self.http.clone(),
@@ -34,21 +36,26 @@ impl Config {
             runtime: self.runtime.clone(),
             log: log::Config { format: self.log.format, level: new.log.level },
             shutdown: new.shutdown,
+            roles: new.roles,
+            groups: new.groups,
         };
-        let (was, is) = (self.values(), next.values());
-        let changes = every_setting().filter_map(|(section, key, _)| {
-            let of = |values: &Table| values.get(section).and_then(|section| section.get(key)).cloned();
-            let (was, is, wanted) = (of(&was), of(&is), of(&wanted));
-            let shown = |value: Option<toml::Value>| match value {
-                Some(_) if is_secret(section, key) => "***".to_owned(),
+        let (was, is, shown_was) = (self.values(), next.values(), self.shown_values());
+        // In the order of the template; what its user named comes last.
+        let known = every_setting().filter(|known| !is_named(&known.path)).map(Known::name).collect::<Vec<_>>();
+        let mut named: Vec<_> = was.keys().chain(wanted.keys()).filter(|name| !known.contains(name)).cloned().collect();
+        named.sort();
+        named.dedup();
+        let changes = known.into_iter().chain(named).filter_map(|setting| {
+            let shown = |values: &BTreeMap<String, Value>| match values.get(&setting) {
+                Some(_) if is_secret(&setting) => "***".to_owned(),
                 Some(value) => value.to_string(),
                 None => String::new(),
             };
-            (was != wanted).then(|| Change {
-                setting: format!("{section}.{key}"),
-                needs_restart: is != wanted,
-                from: shown(was),
-                to: shown(wanted),
+            (was.get(&setting) != wanted.get(&setting)).then(|| Change {
+                needs_restart: is.get(&setting) != wanted.get(&setting),
+                from: shown(&shown_was),
+                to: shown(&shown_wanted),
+                setting: setting.clone(),
             })
         });
         let changes = changes.collect();
@@ -56,14 +63,15 @@ impl Config {
     }
 
     /// Every setting with its value, secrets not hidden: to compare, never to show.
-    fn values(&self) -> Table {
-        let mut values = Table::try_from(self).expect("a configuration is TOML");
-        let broker = values.get_mut("broker").and_then(|section| section.as_table_mut()).expect("there is [broker]");
-        for (key, secret) in [("password", &self.broker.password), ("client_key", &self.broker.client_key)] {
-            if let Some(secret) = secret {
-                broker.insert(key.to_owned(), secret.expose_secret().into());
-            }
-        }
+    fn values(&self) -> BTreeMap<String, Value> {
+        units::secret::shown(|| self.shown_values())
+    }
+
+    /// The same with `***` for secrets.
+    fn shown_values(&self) -> BTreeMap<String, Value> {
+        let mut values = BTreeMap::new();
+        let table = Table::try_from(self).expect("a configuration is TOML");
+        flatten(&table, &mut Vec::new(), &mut |path, value| drop(values.insert(path.join("."), value.clone())));
         values
     }
 }

@@ -4,7 +4,7 @@ use std::env;
 
 use toml::Value;
 
-use super::{ConfigError, Setting, every_setting, flags};
+use super::{ConfigError, Known, Setting, every_setting, flags, is_named};
 
 const PREFIX: &str = "TIDEGATE_";
 
@@ -26,19 +26,20 @@ pub(super) fn settings(environment: impl IntoIterator<Item = (String, String)>) 
 }
 
 fn setting(name: &str, text: &str) -> Result<Setting, ConfigError> {
-    let (section, key, example) = every_setting()
-        .find(|(section, key, _)| variable(section, key) == name)
+    let known = every_setting()
+        .find(|known| variable(known).is_some_and(|variable| variable == name))
         .ok_or_else(|| ConfigError::UnknownVariable { name: name.to_owned(), near: near(name) })?;
     // A text is taken as it is, so that a password may look like a number. All else is written as in the file.
-    let value = match example {
+    let value = match known.example {
         Value::String(_) => Value::from(text),
         _ => text.parse().unwrap_or_else(|_| text.into()),
     };
-    Ok(Setting::new(section, key, value, name))
+    Ok(Setting::new(&known.path, value, name))
 }
 
-fn variable(section: &str, key: &str) -> String {
-    format!("{PREFIX}{section}__{key}").to_ascii_uppercase()
+/// The variable of a setting. What its user named has none: a file has room for it.
+fn variable(known: &Known) -> Option<String> {
+    (!is_named(&known.path)).then(|| format!("{PREFIX}{}", known.path.join("__")).to_ascii_uppercase())
 }
 
 /// Kubernetes tells every container about every Service, so that one named `tidegate` or `tidegate-…` uses our prefix:
@@ -56,7 +57,7 @@ fn near(name: &str) -> Vec<String> {
     let name = name.to_ascii_uppercase();
     let key = name.rsplit("__").next().unwrap_or(&name).trim_start_matches(PREFIX);
     let mut near: Vec<_> = every_setting()
-        .map(|(section, key, _)| variable(section, key))
+        .filter_map(variable)
         .chain(flags::VARIABLES.map(str::to_owned))
         .map(|known| (distance(&name, &known), known))
         .filter(|(distance, known)| *distance <= 3 || known.ends_with(&format!("__{key}")))

@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use toml::Table;
-use toml::de::{DeTable, Deserializer};
+use toml::de::{DeTable, DeValue, Deserializer};
 
-use super::{Config, ConfigError, Setting, every_setting, is_secret};
+use super::{Config, ConfigError, Setting, TEMPLATE_TABLE, every_setting, flatten, is_secret};
 
 /// The settings that the file gives. They are judged here, where the line of each is known.
 pub(super) fn settings(path: &Path) -> Result<Vec<Setting>, ConfigError> {
@@ -16,31 +16,44 @@ pub(super) fn settings(path: &Path) -> Result<Vec<Setting>, ConfigError> {
     let sections: Table = text.parse().expect("what was judged is TOML");
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut settings = Vec::new();
-    for (section, entries) in &sections {
-        for (key, value) in entries.as_table().expect("what was judged has sections") {
-            let value = match value.as_str() {
-                Some(file) if key.ends_with("_file") => folder.join(file).to_string_lossy().as_ref().into(),
-                _ => value.clone(),
-            };
-            settings.push(Setting::new(section, key, value, path.to_string_lossy()));
-        }
-    }
+    flatten(&sections, &mut Vec::new(), &mut |setting, value| {
+        let value = match (setting.last(), value.as_str()) {
+            (Some(key), Some(file)) if key.ends_with("_file") => folder.join(file).to_string_lossy().as_ref().into(),
+            _ => value.clone(),
+        };
+        settings.push(Setting::new(setting, value, path.to_string_lossy()));
+    });
     Ok(settings)
 }
 
 fn judge(text: &str) -> Result<Config, Mistake> {
     let file = DeTable::parse(text).map_err(|error| Mistake::from_toml(None, error))?;
-    for (name, section) in file.get_ref() {
-        // Serde would take a list for the settings of a section in their order.
-        if !section.get_ref().is_table() {
-            return Err(Mistake {
-                message: format!("a section is written [{}], with its settings below", name.get_ref()),
-                span: name.span(),
-            });
-        }
-    }
+    judge_sections(file.get_ref(), Some(&TEMPLATE_TABLE), "")?;
     serde_path_to_error::deserialize(Deserializer::from(file))
         .map_err(|error| Mistake::from_toml(Some(error.path().to_string()), error.into_inner()))
+}
+
+/// Serde would take a list for the settings of a section in their order.
+fn judge_sections(table: &DeTable, template: Option<&Table>, prefix: &str) -> Result<(), Mistake> {
+    for (name, value) in table {
+        let path = format!("{prefix}{}", name.get_ref());
+        let known = template.and_then(|template| template.get(name.get_ref().as_ref()));
+        // What stands outermost is a section, whether it is known or not.
+        let is_section = prefix.is_empty() || known.is_some_and(toml::Value::is_table);
+        match value.get_ref() {
+            DeValue::Table(section) => {
+                judge_sections(section, known.and_then(toml::Value::as_table), &format!("{path}."))?;
+            }
+            _ if is_section => {
+                return Err(Mistake {
+                    message: format!("a section is written [{path}], with its settings below"),
+                    span: name.span(),
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 struct Mistake {
@@ -87,8 +100,8 @@ fn is_public(before: &str, line: &str, rest: &str) -> bool {
     let is_inside_text = (before.matches("\"\"\"").count() + before.matches("'''").count()) % 2 == 1;
     let written = line.split(['=', '"', '\'']).next().unwrap_or(line);
     let key = written.rsplit('.').next().unwrap_or(written).trim();
-    let mut known = every_setting().filter(|(_, known, _)| *known == key).peekable();
-    let has_public_key = known.peek().is_some() && !known.any(|(section, key, _)| is_secret(section, key));
+    let mut known = every_setting().filter(|known| known.key() == key).peekable();
+    let has_public_key = known.peek().is_some() && !known.any(|known| is_secret(&known.name()));
     // A line without a key may be one of a secret whose quotes are missing.
     let is_section_or_key = written == line && (line.starts_with('[') || rest.trim_start().starts_with('='));
     !is_inside_text && !line.contains('@') && (is_section_or_key || has_public_key)

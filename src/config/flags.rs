@@ -46,7 +46,7 @@ impl Flags {
             ("broker", "upstream", &self.upstream, "--upstream (or TIDEGATE_UPSTREAM)"),
         ]
         .into_iter()
-        .filter_map(|(section, key, value, origin)| Some(Setting::new(section, key, value.as_deref()?, origin)))
+        .filter_map(|(section, key, value, origin)| Some(Setting::new(&[section, key], value.as_deref()?, origin)))
         .collect()
     }
 }

@@ -1,5 +1,6 @@
 //! Scenes with all that a configuration comes from.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
@@ -158,13 +159,10 @@ fn a_secret_is_never_shown() {
     assert!(config.to_string().contains("client_key = \"***\""), "{config}");
 }
 
-/// The sections and keys of a table, in order of the alphabet.
-fn keys(sections: &Table) -> Vec<(String, String)> {
+/// The settings of a table, in order of the alphabet.
+fn keys(table: &Table) -> Vec<String> {
     let mut keys = Vec::new();
-    for (section, settings) in sections {
-        let settings = settings.as_table().unwrap();
-        keys.extend(settings.keys().map(|key| (section.clone(), key.clone())));
-    }
+    flatten(table, &mut Vec::new(), &mut |path, _| keys.push(path.join(".")));
     keys.sort();
     keys
 }
@@ -202,12 +200,29 @@ fn full() -> Config {
         ..session::Config::default()
     };
     let runtime = runtime::Config { worker_threads: NonZeroUsize::new(1), ..runtime::Config::default() };
-    Config { broker, session, shutdown, runtime, ..Config::default() }
+    let role = access::Role {
+        grants: vec![
+            toml::from_str("allow = [\"publish\"]\ntopics = [\"a\"]\nqos = [0]\nretain = true").expect("a grant"),
+        ],
+        max_publishes_per_second: some(),
+        max_bytes_per_second: some(),
+        max_subscriptions: NonZeroUsize::new(1),
+        max_connections: NonZeroUsize::new(1),
+    };
+    let roles = BTreeMap::from([("viewer".to_owned(), role)]);
+    let groups = BTreeMap::from([("pumps".to_owned(), access::Group { devices: vec!["pump-1".into()] })]);
+    Config { broker, session, shutdown, runtime, roles, groups, ..Config::default() }
 }
 
 #[test]
 fn the_template_has_every_setting() {
-    assert_eq!(keys(&EVERY_SETTING), keys(&Table::try_from(full()).unwrap()));
+    let full = Table::try_from(full()).unwrap();
+    assert_eq!(keys(&TEMPLATE_TABLE), keys(&full));
+    // What its user names has everything in its example too.
+    for (section, name) in [("roles", "viewer"), ("groups", "pumps")] {
+        let keys = |table: &Table| table[section][name].as_table().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(keys(&TEMPLATE_TABLE), keys(&full), "{section}");
+    }
 }
 
 #[test]
@@ -215,19 +230,17 @@ fn the_template_tells_the_defaults() {
     let as_it_is: Config = toml::from_str(TEMPLATE).unwrap();
     assert_eq!(as_it_is.to_string(), Config::default().to_string());
 
-    EVERY_SETTING.clone().try_into::<Config>().expect("its examples are right");
-    for (section, defaults) in Table::try_from(Config::default()).unwrap() {
-        for (key, default) in defaults.as_table().unwrap() {
-            assert_eq!(EVERY_SETTING[&section].get(key), Some(default), "{section}.{key}");
-        }
-    }
+    TEMPLATE_TABLE.clone().try_into::<Config>().expect("its examples are right");
+    flatten(&Table::try_from(Config::default()).unwrap(), &mut Vec::new(), &mut |path, default| {
+        let known = every_setting().find(|known| known.path == path).map(|known| known.example);
+        assert_eq!(known, Some(default), "{path:?}");
+    });
 }
 
 #[test]
 fn the_template_leaves_every_setting_to_whoever_takes_it_up() {
     let untouched: Table = TEMPLATE.parse().unwrap();
-    assert_eq!(keys(&untouched), []);
-    assert_eq!(untouched.len(), EVERY_SETTING.len());
+    assert_eq!(keys(&untouched), [""; 0]);
 }
 
 fn house_of(settings: &str) -> Config {
@@ -273,7 +286,8 @@ fn a_configuration_read_again_replaces_what_new_sessions_read_and_names_what_nee
 
 #[test]
 fn a_secret_that_changes_is_told_and_not_shown() {
-    for (section, key, _) in every_setting().filter(|(section, key, _)| is_secret(section, key)) {
+    for known in every_setting().filter(|known| known.path[0] == "broker" && is_secret(&known.name())) {
+        let key = known.key();
         let with = |secret: &str| {
             let certificate = "[broker]\nurl = \"mqtts://b\"\nclient_certificate_file = \"certificate\"\n";
             let other = if key == "client_key" { "" } else { "client_key = \"k\"\n" };
@@ -283,12 +297,8 @@ fn a_secret_that_changes_is_told_and_not_shown() {
         let (old, mut new) = (with(SECRET), with("hunter-27182"));
         new.broker.client_certificate_file.clone_from(&old.broker.client_certificate_file);
         let (_, changes) = old.replaced_by(new);
-        let change = Change {
-            setting: format!("{section}.{key}"),
-            from: "***".to_owned(),
-            to: "***".to_owned(),
-            needs_restart: true,
-        };
+        let change =
+            Change { setting: known.name(), from: "***".to_owned(), to: "***".to_owned(), needs_restart: true };
         assert_eq!(changes, [change]);
     }
 }

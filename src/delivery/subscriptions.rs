@@ -25,6 +25,8 @@ pub struct Subscriptions {
     patterns: Option<Box<Trie<TopicFilter>>>,
     /// Subscriptions that were ended on this connection: what the broker still had queued for them is not wanted.
     ended: VecDeque<u32>,
+    /// How many of them were allowed in part.
+    narrowed: usize,
     /// How deliveries are confirmed that match nothing here, where the broker remembered subscriptions from an earlier connection.
     resumed: Option<Ack>,
 }
@@ -33,6 +35,8 @@ pub struct Subscriptions {
 struct Entry {
     subscription: Subscription,
     granted: Qos,
+    /// Only part of its messages may be delivered, so each is judged.
+    is_narrowed: bool,
 }
 
 /// Where a message from the broker goes.
@@ -42,6 +46,8 @@ pub enum Route {
     Deliver(SmallVec<[Target; 1]>),
     /// Nowhere: another copy carries it, or its subscription has ended. It is confirmed.
     Drop,
+    /// Nowhere: the session may not have it. It is confirmed.
+    Refuse,
     /// It belongs to a subscription that this session never made: somebody else who uses the same client identifier will want it.
     /// It is not confirmed.
     Withhold,
@@ -75,8 +81,19 @@ const FEW: usize = 8;
 const MAX_ENDED: usize = 4096;
 
 impl Subscriptions {
-    /// Where a message goes that the broker sent with these subscription identifiers.
-    pub fn route(&self, message: &Message, ids: &[u32]) -> Route {
+    /// Where a message goes that the broker sent with these subscription identifiers. `may_receive` judges it by its topic, where no
+    /// subscription that was allowed as a whole speaks for it.
+    pub fn route(&self, message: &Message, ids: &[u32], may_receive: impl Fn(&Message) -> bool) -> Route {
+        let route = self.route_all(message, ids);
+        let is_judged = match &route {
+            // Of a subscription that the broker remembered nothing is known here.
+            Route::Deliver(targets) => self.narrowed > 0 || targets.iter().any(|target| target.readers.is_empty()),
+            Route::Drop | Route::Refuse | Route::Withhold => false,
+        };
+        if is_judged && !may_receive(message) { Route::Refuse } else { route }
+    }
+
+    fn route_all(&self, message: &Message, ids: &[u32]) -> Route {
         let known: SmallVec<[&Entry; 2]> = ids
             .iter()
             .flat_map(|id| self.by_id.get(id).into_iter().flat_map(|entries| entries.iter()))
@@ -149,15 +166,18 @@ impl Subscriptions {
     }
 
     /// The subscription is in force, in the place of an earlier one for the same filter.
-    pub fn insert(&mut self, subscription: Subscription, granted: Qos) {
+    pub fn insert(&mut self, subscription: Subscription, granted: Qos, is_narrowed: bool) {
         let filter = subscription.filter.clone();
         let id = subscription_id(&filter);
         self.ended.retain(|ended| *ended != id);
         let entries = self.by_id.entry(id).or_default();
         match entries.iter_mut().find(|entry| entry.subscription.filter == filter) {
-            Some(entry) => *entry = Entry { subscription, granted },
+            Some(entry) => {
+                self.narrowed -= usize::from(entry.is_narrowed);
+                *entry = Entry { subscription, granted, is_narrowed };
+            }
             None => {
-                entries.push(Entry { subscription, granted });
+                entries.push(Entry { subscription, granted, is_narrowed });
                 match &mut self.patterns {
                     Some(patterns) if !filter.is_shared() => drop(patterns.insert(filter.pattern(), filter.clone())),
                     Some(_) => {}
@@ -166,6 +186,22 @@ impl Subscriptions {
                 }
             }
         }
+        self.narrowed += usize::from(is_narrowed);
+    }
+
+    /// Whether a subscription is allowed in part has changed.
+    pub fn set_narrowed(&mut self, filter: &TopicFilter, is_narrowed: bool) {
+        let entries = self.by_id.get_mut(&subscription_id(filter));
+        let entry = entries.and_then(|entries| entries.iter_mut().find(|entry| entry.subscription.filter == *filter));
+        if let Some(entry) = entry {
+            self.narrowed = self.narrowed - usize::from(entry.is_narrowed) + usize::from(is_narrowed);
+            entry.is_narrowed = is_narrowed;
+        }
+    }
+
+    /// Whether some were allowed in part.
+    pub fn has_narrowed(&self) -> bool {
+        self.narrowed > 0
     }
 
     fn all_patterns(&self) -> Trie<TopicFilter> {
@@ -180,7 +216,9 @@ impl Subscriptions {
     pub fn remove(&mut self, filter: &TopicFilter) {
         let id = subscription_id(filter);
         if let Some(entries) = self.by_id.get_mut(&id) {
-            entries.retain(|entry| entry.subscription.filter != *filter);
+            let is_gone = |entry: &Entry| entry.subscription.filter == *filter;
+            self.narrowed -= entries.iter().filter(|entry| is_gone(entry) && entry.is_narrowed).count();
+            entries.retain(|entry| !is_gone(entry));
             if entries.is_empty() {
                 self.by_id.remove(&id);
             }
@@ -256,6 +294,13 @@ mod tests {
         Subscription { filter, options, sid: Some(sid), contract: Contract::default() }
     }
 
+    impl Subscriptions {
+        /// The route of a message in a session that may have everything.
+        fn routed(&self, message: &Message, ids: &[u32]) -> Route {
+            self.route(message, ids, |_| true)
+        }
+    }
+
     fn message(topic: &str, qos: Qos) -> Message {
         Message {
             topic: Topic::parse(topic).expect("a topic"),
@@ -292,38 +337,38 @@ mod tests {
     #[test]
     fn of_the_copies_for_one_contract_that_of_the_highest_qos_is_delivered_for_all() {
         let mut table = Subscriptions::default();
-        table.insert(subscription("a/#", 1), Qos::AtMostOnce);
-        table.insert(subscription("a/b", 2), Qos::AtLeastOnce);
-        table.insert(subscription("x", 3), Qos::ExactlyOnce);
-        assert_eq!(table.route(&message("a/b", Qos::AtMostOnce), &[id("a/#")]), Route::Drop);
-        assert_eq!(sids(&table.route(&message("a/b", Qos::AtLeastOnce), &[id("a/b")])), [(1, vec![1, 2])]);
-        assert_eq!(sids(&table.route(&message("a/c", Qos::AtMostOnce), &[id("a/#")])), [(0, vec![1])]);
+        table.insert(subscription("a/#", 1), Qos::AtMostOnce, false);
+        table.insert(subscription("a/b", 2), Qos::AtLeastOnce, false);
+        table.insert(subscription("x", 3), Qos::ExactlyOnce, false);
+        assert_eq!(table.routed(&message("a/b", Qos::AtMostOnce), &[id("a/#")]), Route::Drop);
+        assert_eq!(sids(&table.routed(&message("a/b", Qos::AtLeastOnce), &[id("a/b")])), [(1, vec![1, 2])]);
+        assert_eq!(sids(&table.routed(&message("a/c", Qos::AtMostOnce), &[id("a/#")])), [(0, vec![1])]);
     }
 
     #[test]
     fn distinct_contracts_get_a_frame_each() {
         let mut table = Subscriptions::default();
-        table.insert(subscription("a/#", 1), Qos::AtLeastOnce);
+        table.insert(subscription("a/#", 1), Qos::AtLeastOnce, false);
         let json = Contract { format: Format::Json, ..Contract::default() };
-        table.insert(Subscription { contract: json, ..subscription("a/b", 2) }, Qos::AtMostOnce);
-        assert_eq!(sids(&table.route(&message("a/b", Qos::AtLeastOnce), &[id("a/#")])), [(1, vec![1])]);
-        assert_eq!(sids(&table.route(&message("a/b", Qos::AtMostOnce), &[id("a/b")])), [(0, vec![2])]);
-        let both = table.route(&message("a/b", Qos::AtLeastOnce), &[id("a/b"), id("a/#")]);
+        table.insert(Subscription { contract: json, ..subscription("a/b", 2) }, Qos::AtMostOnce, false);
+        assert_eq!(sids(&table.routed(&message("a/b", Qos::AtLeastOnce), &[id("a/#")])), [(1, vec![1])]);
+        assert_eq!(sids(&table.routed(&message("a/b", Qos::AtMostOnce), &[id("a/b")])), [(0, vec![2])]);
+        let both = table.routed(&message("a/b", Qos::AtLeastOnce), &[id("a/b"), id("a/#")]);
         assert_eq!(sids(&both), [(1, vec![1]), (0, vec![2])], "one copy that names both");
-        let none = table.route(&message("a/b", Qos::AtLeastOnce), &[]);
+        let none = table.routed(&message("a/b", Qos::AtLeastOnce), &[]);
         assert_eq!(sids(&none), [(1, vec![1]), (0, vec![2])], "one copy that names none");
     }
 
     #[test]
     fn many_subscriptions_are_found_as_few_are() {
         let mut table = Subscriptions::default();
-        table.insert(subscription("x/#", 100), Qos::AtMostOnce);
-        table.insert(subscription("$share/g/x/#", 200), Qos::AtMostOnce);
+        table.insert(subscription("x/#", 100), Qos::AtMostOnce, false);
+        table.insert(subscription("$share/g/x/#", 200), Qos::AtMostOnce, false);
         let found = |table: &Subscriptions, number: i64| {
-            sids(&table.route(&message(&format!("x/{number}"), Qos::AtMostOnce), &[]))
+            sids(&table.routed(&message(&format!("x/{number}"), Qos::AtMostOnce), &[]))
         };
         for number in 0..2 * FEW as i64 {
-            table.insert(subscription(&format!("x/{number}"), number), Qos::AtMostOnce);
+            table.insert(subscription(&format!("x/{number}"), number), Qos::AtMostOnce, false);
             assert_eq!(table.patterns.is_some(), table.len() > FEW);
             assert_eq!(found(&table, number), [(0, vec![number, 100])]);
             assert_eq!(found(&table, -1), [(0, vec![100])]);
@@ -337,19 +382,19 @@ mod tests {
     #[test]
     fn stored_messages_are_for_the_subscription_that_asked() {
         let mut table = Subscriptions::default();
-        table.insert(subscription("a/#", 1), Qos::AtLeastOnce);
-        table.insert(subscription("a/b", 2), Qos::AtMostOnce);
+        table.insert(subscription("a/#", 1), Qos::AtLeastOnce, false);
+        table.insert(subscription("a/b", 2), Qos::AtMostOnce, false);
         let stored = Message { retain: true, ..message("a/b", Qos::AtMostOnce) };
-        assert_eq!(sids(&table.route(&stored, &[id("a/b")])), [(0, vec![2])]);
+        assert_eq!(sids(&table.routed(&stored, &[id("a/b")])), [(0, vec![2])]);
     }
 
     #[test]
     fn shared_subscriptions_are_never_merged() {
         let mut table = Subscriptions::default();
-        table.insert(subscription("a/#", 1), Qos::AtLeastOnce);
-        table.insert(subscription("$share/g/a/#", 2), Qos::AtLeastOnce);
-        assert_eq!(sids(&table.route(&message("a/b", Qos::AtLeastOnce), &[id("$share/g/a/#")])), [(1, vec![2])]);
-        assert_eq!(sids(&table.route(&message("a/b", Qos::AtLeastOnce), &[id("a/#")])), [(1, vec![1])]);
+        table.insert(subscription("a/#", 1), Qos::AtLeastOnce, false);
+        table.insert(subscription("$share/g/a/#", 2), Qos::AtLeastOnce, false);
+        assert_eq!(sids(&table.routed(&message("a/b", Qos::AtLeastOnce), &[id("$share/g/a/#")])), [(1, vec![2])]);
+        assert_eq!(sids(&table.routed(&message("a/b", Qos::AtLeastOnce), &[id("a/#")])), [(1, vec![1])]);
     }
 
     #[test]
@@ -357,29 +402,29 @@ mod tests {
         let mut table = Subscriptions::default();
         let mut quiet = subscription("a/#", 1);
         quiet.options.no_local = true;
-        table.insert(quiet, Qos::ExactlyOnce);
-        table.insert(subscription("a/b", 2), Qos::AtMostOnce);
-        assert_eq!(table.route(&message("a/b", Qos::ExactlyOnce), &[id("a/#")]), Route::Drop);
-        assert_eq!(sids(&table.route(&message("a/b", Qos::AtMostOnce), &[id("a/b")])), [(0, vec![1, 2])]);
+        table.insert(quiet, Qos::ExactlyOnce, false);
+        table.insert(subscription("a/b", 2), Qos::AtMostOnce, false);
+        assert_eq!(table.routed(&message("a/b", Qos::ExactlyOnce), &[id("a/#")]), Route::Drop);
+        assert_eq!(sids(&table.routed(&message("a/b", Qos::AtMostOnce), &[id("a/b")])), [(0, vec![1, 2])]);
     }
 
     #[test]
     fn what_was_queued_for_an_ended_subscription_is_dropped() {
         let mut table = Subscriptions::default();
-        table.insert(subscription("a/#", 1), Qos::AtLeastOnce);
+        table.insert(subscription("a/#", 1), Qos::AtLeastOnce, false);
         table.remove(&TopicFilter::parse("a/#").expect("a filter"));
-        assert_eq!(table.route(&message("a/b", Qos::AtLeastOnce), &[id("a/#")]), Route::Drop);
+        assert_eq!(table.routed(&message("a/b", Qos::AtLeastOnce), &[id("a/#")]), Route::Drop);
         assert!(table.is_empty());
-        table.insert(subscription("a/#", 1), Qos::AtLeastOnce);
-        assert_eq!(sids(&table.route(&message("a/b", Qos::AtLeastOnce), &[id("a/#")])), [(1, vec![1])]);
+        table.insert(subscription("a/#", 1), Qos::AtLeastOnce, false);
+        assert_eq!(sids(&table.routed(&message("a/b", Qos::AtLeastOnce), &[id("a/#")])), [(1, vec![1])]);
     }
 
     #[test]
     fn a_resumed_session_gets_what_it_subscribed_before() {
         let mut table = Subscriptions::default();
-        assert_eq!(table.route(&message("a", Qos::AtLeastOnce), &[7]), Route::Withhold);
+        assert_eq!(table.routed(&message("a", Qos::AtLeastOnce), &[7]), Route::Withhold);
         table.resume(Ack::Manual);
-        let Route::Deliver(targets) = table.route(&message("a", Qos::AtLeastOnce), &[7]) else { panic!() };
+        let Route::Deliver(targets) = table.routed(&message("a", Qos::AtLeastOnce), &[7]) else { panic!() };
         assert_eq!(targets[0].contract, Contract { ack: Ack::Manual, ..Contract::default() });
         assert!(targets[0].readers.is_empty());
     }
@@ -387,9 +432,32 @@ mod tests {
     #[test]
     fn subscribing_again_replaces_the_options() {
         let mut table = Subscriptions::default();
-        table.insert(subscription("a", 1), Qos::AtMostOnce);
-        table.insert(subscription("a", 9), Qos::AtLeastOnce);
+        table.insert(subscription("a", 1), Qos::AtMostOnce, false);
+        table.insert(subscription("a", 9), Qos::AtLeastOnce, false);
         assert_eq!(table.len(), 1);
-        assert_eq!(sids(&table.route(&message("a", Qos::AtLeastOnce), &[id("a")])), [(1, vec![9])]);
+        assert_eq!(sids(&table.routed(&message("a", Qos::AtLeastOnce), &[id("a")])), [(1, vec![9])]);
+    }
+
+    #[test]
+    fn a_message_is_judged_where_no_subscription_that_was_allowed_as_a_whole_speaks_for_it() {
+        let mut table = Subscriptions::default();
+        let refuse = |_: &Message| false;
+        let message = message("a/b", Qos::AtLeastOnce);
+        table.insert(subscription("a/b", 1), Qos::AtLeastOnce, false);
+        assert_eq!(sids(&table.route(&message, &[id("a/b")], refuse)), [(1, vec![1])], "it was judged as a whole");
+        assert_eq!(table.route(&message, &[7], refuse), Route::Withhold);
+        table.resume(Ack::Auto);
+        assert_eq!(table.route(&message, &[7], refuse), Route::Refuse);
+        assert!(matches!(table.routed(&message, &[7]), Route::Deliver(_)));
+        table.insert(subscription("#", 2), Qos::AtLeastOnce, true);
+        assert!(table.has_narrowed());
+        let elsewhere = self::message("c", Qos::AtLeastOnce);
+        assert_eq!(table.route(&elsewhere, &[id("#")], refuse), Route::Refuse);
+        assert_eq!(sids(&table.routed(&elsewhere, &[id("#")])), [(1, vec![2])]);
+        table.set_narrowed(&TopicFilter::parse("#").expect("a filter"), false);
+        assert_eq!(sids(&table.route(&message, &[id("a/b")], refuse)), [(1, vec![1, 2])]);
+        table.insert(subscription("#", 2), Qos::AtLeastOnce, true);
+        table.remove(&TopicFilter::parse("#").expect("a filter"));
+        assert!(!table.has_narrowed());
     }
 }

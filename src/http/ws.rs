@@ -38,7 +38,7 @@ pub async fn upgrade(
     if context.closing.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "The gateway is going away; connect again later.\n").into_response();
     }
-    let has_credential = agreed.has_bearer || headers.get(header::AUTHORIZATION).is_some_and(is_bearer);
+    let has_credential = agreed.bearer.is_some() || headers.get(header::AUTHORIZATION).is_some_and(is_bearer);
     let client = client(&peer, &headers, &trusted_proxies);
     let pass = context.entrance.arrive(client);
     if let Err(reason) = pass {

@@ -70,44 +70,52 @@ impl TopicFilter {
 
     /// Whether this filter matches every topic that `other` matches. Shares make no difference.
     pub fn covers(&self, other: &TopicFilter) -> bool {
-        let (ours, theirs) = (self.pattern(), other.pattern());
-        if passes_over(ours, theirs) {
-            return false;
-        }
-        let (mut our_levels, mut their_levels) = (ours.split('/'), theirs.split('/'));
-        loop {
-            match (our_levels.next(), their_levels.next()) {
-                (Some("#"), _) | (None, None) => return true,
-                // Their `#` may stand for no level, our `+` may not. But no topic is empty, so at
-                // the start of a filter, or behind one empty level, it stands for one at least.
-                (Some("+"), Some("#")) => {
-                    return matches!(theirs, "#" | "/#") && our_levels.next() == Some("#");
-                }
-                (Some("+"), Some(_)) => {}
-                (Some(our), Some(their)) if our == their => {}
-                _ => return false,
-            }
-        }
+        covers(self.pattern(), other.pattern())
     }
 
     /// Whether some topic is matched by both filters. Shares make no difference.
     pub fn intersects(&self, other: &TopicFilter) -> bool {
-        let (ours, theirs) = (self.pattern(), other.pattern());
-        if passes_over(ours, theirs) || passes_over(theirs, ours) {
-            return false;
-        }
-        // All that these two share is the empty topic, which is none.
-        if let ("+", "/#") | ("/#", "+") = (ours, theirs) {
-            return false;
-        }
-        let (mut our_levels, mut their_levels) = (ours.split('/'), theirs.split('/'));
-        loop {
-            match (our_levels.next(), their_levels.next()) {
-                (Some("#"), _) | (_, Some("#")) | (None, None) => return true,
-                (Some("+"), Some(_)) | (Some(_), Some("+")) => {}
-                (Some(our), Some(their)) if our == their => {}
-                _ => return false,
+        intersects(self.pattern(), other.pattern())
+    }
+}
+
+/// The rule beneath [`TopicFilter::covers`], for those who hold plain text, both of it valid patterns.
+pub fn covers(ours: &str, theirs: &str) -> bool {
+    if passes_over(ours, theirs) {
+        return false;
+    }
+    let (mut our_levels, mut their_levels) = (ours.split('/'), theirs.split('/'));
+    loop {
+        match (our_levels.next(), their_levels.next()) {
+            (Some("#"), _) | (None, None) => return true,
+            // Their `#` may stand for no level, our `+` may not. But no topic is empty, so at
+            // the start of a filter, or behind one empty level, it stands for one at least.
+            (Some("+"), Some("#")) => {
+                return matches!(theirs, "#" | "/#") && our_levels.next() == Some("#");
             }
+            (Some("+"), Some(_)) => {}
+            (Some(our), Some(their)) if our == their => {}
+            _ => return false,
+        }
+    }
+}
+
+/// The rule beneath [`TopicFilter::intersects`], for those who hold plain text, both of it valid patterns.
+pub fn intersects(ours: &str, theirs: &str) -> bool {
+    if passes_over(ours, theirs) || passes_over(theirs, ours) {
+        return false;
+    }
+    // All that these two share is the empty topic, which is none.
+    if let ("+", "/#") | ("/#", "+") = (ours, theirs) {
+        return false;
+    }
+    let (mut our_levels, mut their_levels) = (ours.split('/'), theirs.split('/'));
+    loop {
+        match (our_levels.next(), their_levels.next()) {
+            (Some("#"), _) | (_, Some("#")) | (None, None) => return true,
+            (Some("+"), Some(_)) | (Some(_), Some("+")) => {}
+            (Some(our), Some(their)) if our == their => {}
+            _ => return false,
         }
     }
 }

@@ -25,7 +25,7 @@ pub fn greet(text: Option<&str>) -> Greeted {
     let defaults = |serve| Greeted::Open { auth: Box::default(), answer: None, serve };
     let Some(text) = text else { return defaults(false) };
     match json::decode(text) {
-        Ok((ClientFrame::Auth(auth), msgid)) if auth.has_token => {
+        Ok((ClientFrame::Auth(auth), msgid)) if auth.has_credential() => {
             Greeted::Refused(Reply::refused(no_access_control(), msgid), Close::AuthenticationFailed)
         }
         Ok((ClientFrame::Auth(auth), msgid)) => Greeted::Open { auth, answer: Some(msgid), serve: false },

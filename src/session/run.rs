@@ -155,6 +155,8 @@ async fn serve<S: Socket>(
         max_inflight: u16::try_from(settings.session.max_inflight.get()).unwrap_or(u16::MAX),
         owner: Owner::Browser,
         is_named: auth.client_id.is_some(),
+        rights: None,
+        credentials: None,
     };
     let (link, place) = context.roster.open(&context.broker, opening, settings.delivery.clone());
     let mut attached = Attached {
@@ -299,6 +301,7 @@ impl Attached {
             protocol: 1,
             session_present: ready.session_present,
             heartbeat: seconds(self.settings.session.heartbeat),
+            expires_in: None,
             subscriptions: (!auth.subscriptions.is_empty()).then(|| results.collect()),
             limits,
             msgid: answer.flatten(),
@@ -849,7 +852,7 @@ fn limits(settings: &Settings, ready: &Ready) -> Limits {
 /// The answer to an `auth`.
 fn auth_response(msgid: Option<MsgId>) -> Reply {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Reply::AuthResponse { status: "success", timestamp: now.as_millis() as u64, msgid }
+    Reply::AuthResponse { status: "success", timestamp: now.as_millis() as u64, expires_in: None, msgid }
 }
 
 fn seconds(duration: Duration) -> Number {

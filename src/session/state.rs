@@ -156,7 +156,7 @@ impl State {
             ClientFrame::Subscribe(entries) => self.on_subscribe(entries, msgid),
             ClientFrame::Unsubscribe(entries) => self.on_unsubscribe(entries, msgid),
             ClientFrame::Ping => vec![Effect::Reply(Reply::Pong { msgid })],
-            ClientFrame::Auth(auth) if auth.has_token => {
+            ClientFrame::Auth(auth) if auth.has_credential() => {
                 vec![Effect::Reply(Reply::refused(no_access_control(), msgid))]
             }
             // A renewal; all but its token is ignored.
@@ -308,6 +308,18 @@ impl State {
             Event::SubscriptionLost(filter, refusal) => {
                 self.filters.remove(&filter);
                 let topics = vec![TopicResult::refused(filter.as_str(), refusal)];
+                vec![Effect::Reply(Reply::Unsubscribed { topics, msgid: None })]
+            }
+            Event::Judged(ended) if ended.is_empty() => Vec::new(),
+            Event::Judged(ended) => {
+                let refusal =
+                    Refusal::new(Code::NotAuthorized, "Your rights have changed: this is not allowed any more.");
+                let topics =
+                    ended.iter().map(|filter| TopicResult::refused(filter.as_str(), refusal.clone())).collect();
+                for filter in ended {
+                    self.filters.remove(&filter);
+                    self.renewed.push(filter);
+                }
                 vec![Effect::Reply(Reply::Unsubscribed { topics, msgid: None })]
             }
             Event::Ended(close, refusal) => {

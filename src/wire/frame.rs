@@ -4,6 +4,7 @@ use std::num::{NonZeroU16, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde_json::Number;
 
@@ -55,8 +56,10 @@ pub enum Asked<T> {
 /// The first frame of a client that has something to say about its session.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Auth {
-    /// A credential was given. Without access control there is nothing that it could be checked against.
-    pub has_token: bool,
+    /// Who the client is, to be judged by whoever can.
+    pub token: Option<Secret>,
+    /// The same as a name and a password.
+    pub login: Option<Login>,
     /// The MQTT client identifier; one is made up where it is absent.
     pub client_id: Option<String>,
     /// Start anew, and let nothing be kept.
@@ -74,7 +77,8 @@ pub struct Auth {
 impl Default for Auth {
     fn default() -> Auth {
         Auth {
-            has_token: false,
+            token: None,
+            login: None,
             client_id: None,
             clean: true,
             session_expiry: 0,
@@ -82,6 +86,33 @@ impl Default for Auth {
             subscriptions: Vec::new(),
             ack: Ack::Auto,
         }
+    }
+}
+
+impl Auth {
+    /// It says who the client is, and not only how its session shall be.
+    pub fn has_credential(&self) -> bool {
+        self.token.is_some() || self.login.is_some()
+    }
+}
+
+/// A user and a password.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Login {
+    /// Who the client says that it is.
+    pub username: String,
+    /// What only that user knows.
+    pub password: Secret,
+}
+
+/// A text that a client sent and nobody is shown.
+#[derive(Clone, Debug)]
+pub struct Secret(pub SecretString);
+
+/// For frames as values. Whether a secret is right is judged elsewhere, in constant time.
+impl PartialEq for Secret {
+    fn eq(&self, other: &Secret) -> bool {
+        self.0.expose_secret() == other.0.expose_secret()
     }
 }
 
@@ -237,6 +268,9 @@ pub enum Reply {
         status: &'static str,
         /// Unix milliseconds.
         timestamp: u64,
+        /// Seconds until the token ends.
+        #[serde(rename = "expiresIn", skip_serializing_if = "Option::is_none")]
+        expires_in: Option<u64>,
         /// As in the frame that is answered.
         #[serde(skip_serializing_if = "Option::is_none")]
         msgid: Option<MsgId>,
@@ -254,6 +288,9 @@ pub enum Reply {
         session_present: bool,
         /// Seconds between pings.
         heartbeat: Number,
+        /// Seconds until the token ends.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_in: Option<u64>,
         /// What became of the subscriptions in `auth`.
         #[serde(skip_serializing_if = "Option::is_none")]
         subscriptions: Option<Vec<TopicResult>>,
@@ -313,6 +350,12 @@ pub enum Reply {
         /// How many are to come in until it has.
         position: usize,
     },
+    /// The token ends: a new one is wanted.
+    Expiring {
+        /// In so many seconds.
+        #[serde(rename = "in")]
+        seconds: u64,
+    },
     /// The gateway is about to close.
     #[serde(rename_all = "camelCase")]
     Bye {
@@ -340,6 +383,7 @@ impl Reply {
             | Reply::Ack { .. }
             | Reply::Broker { .. }
             | Reply::Queued { .. }
+            | Reply::Expiring { .. }
             | Reply::Bye { .. }
             | Reply::Pong { .. } => (None, [].as_slice()),
         };

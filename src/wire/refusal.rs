@@ -181,6 +181,10 @@ pub enum Close {
     NotAuthenticated,
     /// Authentication failed.
     AuthenticationFailed,
+    /// The token is over, or was not good yet.
+    TokenExpired,
+    /// The session's right to be there was taken away.
+    Revoked,
     /// Over a limit of connections, rate or memory.
     OverLimit,
     /// No broker within the time-out, or it refuses the gateway.
@@ -189,7 +193,7 @@ pub enum Close {
 
 impl Close {
     /// All of them.
-    pub const ALL: [Close; 16] = [
+    pub const ALL: [Close; 18] = [
         Close::ByClient,
         Close::Lost,
         Close::Drain,
@@ -204,6 +208,8 @@ impl Close {
         Close::InvalidFrames,
         Close::NotAuthenticated,
         Close::AuthenticationFailed,
+        Close::TokenExpired,
+        Close::Revoked,
         Close::OverLimit,
         Close::NoBroker,
     ];
@@ -223,8 +229,8 @@ impl Close {
             Close::SlowConsumer => 4008,
             Close::TakenOver => 4009,
             Close::InvalidFrames => 4400,
-            Close::NotAuthenticated => 4401,
-            Close::AuthenticationFailed => 4403,
+            Close::NotAuthenticated | Close::TokenExpired => 4401,
+            Close::AuthenticationFailed | Close::Revoked => 4403,
             Close::OverLimit => 4429,
             Close::NoBroker => 4503,
         }
@@ -245,8 +251,8 @@ impl Close {
             Close::SlowConsumer => "4008",
             Close::TakenOver => "4009",
             Close::InvalidFrames => "4400",
-            Close::NotAuthenticated => "4401",
-            Close::AuthenticationFailed => "4403",
+            Close::NotAuthenticated | Close::TokenExpired => "4401",
+            Close::AuthenticationFailed | Close::Revoked => "4403",
             Close::OverLimit => "4429",
             Close::NoBroker => "4503",
         }
@@ -269,6 +275,8 @@ impl Close {
             Close::InvalidFrames => "too many invalid frames in a row",
             Close::NotAuthenticated => "not authenticated in time",
             Close::AuthenticationFailed => "authentication failed",
+            Close::TokenExpired => "the token has expired or is not valid yet",
+            Close::Revoked => "the session was revoked",
             Close::OverLimit => "over a limit of the gateway",
             Close::NoBroker => "the broker cannot be reached or refuses the gateway",
         }

@@ -22,13 +22,17 @@ impl Dedicated {
             return;
         }
         let Publish { id, dup, message, subscription_ids } = publish;
-        let mut route = self.subscriptions.route(&message, &subscription_ids);
+        let mut route = self.route(&message, &subscription_ids);
         if route == Route::Withhold && self.brings_early(&subscription_ids) {
-            route = self.subscriptions.route(&message, &subscription_ids);
+            route = self.route(&message, &subscription_ids);
         }
         let targets = match route {
             Route::Deliver(targets) => targets,
             Route::Drop => Default::default(),
+            Route::Refuse => {
+                metrics::delivery_refused();
+                Default::default()
+            }
             Route::Withhold => return metrics::delivery_withheld(),
         };
         let mut known_by = None;
@@ -59,6 +63,14 @@ impl Dedicated {
                 skipped: 0,
             });
         }
+    }
+}
+
+impl Dedicated {
+    fn route(&self, message: &Message, subscription_ids: &[u32]) -> Route {
+        let rights = self.opening.rights.as_deref();
+        let may_receive = |message: &Message| rights.is_none_or(|rights| rights.receive(&message.topic));
+        self.subscriptions.route(message, subscription_ids, may_receive)
     }
 }
 

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
-use super::{Dedicated, GOODBYE, LAST_REQUESTS, LAST_REQUESTS_OF_DRAINED, LAST_REQUESTS_OF_PREDECESSOR, Origin};
+use super::{
+    Connecting, Dedicated, GOODBYE, LAST_REQUESTS, LAST_REQUESTS_OF_DRAINED, LAST_REQUESTS_OF_PREDECESSOR, Origin,
+    attempt,
+};
 use crate::broker::connection::{Connection, Lost};
 use crate::mqtt::Qos;
 use crate::mqtt::inflight::Request;
@@ -119,9 +122,30 @@ impl Dedicated {
         }
     }
 
+    /// Whoever lost the right to the session leaves nothing at the broker: no subscription, nothing that waits, no will.
+    pub(super) async fn forget(&mut self) {
+        let until = Instant::now() + self.setup.config.request_timeout;
+        while Instant::now() < until {
+            let connecting = Connecting { clean_start: true, session_expiry: 0, will: None, ..self.connecting() };
+            let wait = self.back_off();
+            match timeout_at(until, attempt(self.setup.clone(), connecting, wait, None)).await {
+                Ok(Ok((mut connection, _))) => {
+                    let _ = self.leave(&mut connection).await;
+                    let _ = timeout(GOODBYE, connection.finish()).await;
+                    return;
+                }
+                Ok(Err(lost)) if lost.is_final() => break,
+                Ok(Err(_)) => self.attempts = self.attempts.saturating_add(1),
+                Err(_) => break,
+            }
+        }
+        warn!("the broker could not be told that a session was revoked: it may keep what it has of it");
+    }
+
     /// Says goodbye, and what becomes of the session.
     pub(super) async fn leave(&mut self, connection: &mut Connection) -> Result<(), Lost> {
-        let expiry = if self.opening.clean { 0 } else { self.opening.session_expiry };
+        let is_revoked = self.end.as_ref().is_some_and(|end| end.close == Close::Revoked);
+        let expiry = if self.opening.clean || is_revoked { 0 } else { self.opening.session_expiry };
         let left_to_broker = match (&self.end, &self.opening.will) {
             (Some(End { close, stage: Stage::Requests, .. }), Some(will))
                 if close.fires_will() && self.is_ready && self.setup.holds(will) =>

@@ -1,12 +1,14 @@
 //! The subscriptions of a link: asked for, granted, restored, taken back.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Dedicated, Origin};
+use crate::access::Rights;
 use crate::broker::connection::Connection;
 use crate::broker::link::{Event, Owner};
 use crate::broker::rules;
-use crate::delivery::subscription_id;
+use crate::delivery::{Delivery, subscription_id};
 use crate::metrics;
 use crate::mqtt::inflight::{Request, RequestId};
 use crate::mqtt::packet::{self, PacketId, SubscribeOptions};
@@ -16,8 +18,8 @@ use crate::wire::{Refusal, Subscription};
 impl Dedicated {
     /// A resumed session's deliveries may come at once, so its subscriptions are in force before the broker has confirmed them.
     pub(super) fn subscribe_opening(&mut self, session_present: bool) {
-        for (index, subscription) in self.opening.subscriptions.clone().into_iter().enumerate() {
-            match self.judge_filter(&subscription) {
+        for (index, mut subscription) in self.opening.subscriptions.clone().into_iter().enumerate() {
+            match self.judge_filter(&mut subscription) {
                 Err(refusal) => self.opened[index] = Some(Err(refusal)),
                 Ok(()) => {
                     if session_present {
@@ -36,8 +38,8 @@ impl Dedicated {
 
     pub(super) fn restore(&mut self) {
         let all: Vec<_> = self.subscriptions.iter().cloned().collect();
-        for subscription in all {
-            if let Err(refusal) = self.judge_filter(&subscription) {
+        for mut subscription in all {
+            if let Err(refusal) = self.judge_filter(&mut subscription) {
                 self.lose_subscription(subscription.filter, refusal);
                 continue;
             }
@@ -65,7 +67,8 @@ impl Dedicated {
 
     pub(super) fn insert(&mut self, subscription: Subscription, granted: Qos) {
         let before = self.subscriptions.len();
-        self.subscriptions.insert(subscription, granted);
+        let is_narrowed = self.is_narrowed(&subscription);
+        self.subscriptions.insert(subscription, granted, is_narrowed);
         self.count_subscriptions(before, self.subscriptions.len());
     }
 
@@ -124,13 +127,79 @@ impl Dedicated {
         if connection.is_none() && is_full { Err(Refusal::broker_unavailable()) } else { Ok(()) }
     }
 
-    pub(super) fn judge_filter(&self, subscription: &Subscription) -> Result<(), Refusal> {
+    /// Whether it may be asked for, with as high a qos as the session may have.
+    pub(super) fn judge_filter(&self, subscription: &mut Subscription) -> Result<(), Refusal> {
         let filter = &subscription.filter;
+        if let Some(rights) = &self.opening.rights {
+            subscription.options.qos = rights.subscribe(filter, subscription.options.qos)?.qos;
+        }
         if self.setup.is_embedded() {
             rules::judge_filter(filter)?;
         }
         let reason = self.ready.as_ref().and_then(|ready| ready.abilities.refuse_filter(filter));
         reason.map_or(Ok(()), |reason| Err(Refusal::from_reason(reason)))
+    }
+
+    fn is_narrowed(&self, subscription: &Subscription) -> bool {
+        let Subscription { filter, options, .. } = subscription;
+        let judged = self.opening.rights.as_ref().map(|rights| rights.subscribe(filter, options.qos));
+        judged.is_some_and(|judged| judged.is_ok_and(|granted| granted.is_narrowed))
+    }
+
+    /// Ends what the session may not read any more, at once: what waits for it leaves, and what still comes of it is dropped.
+    pub(super) fn judge_anew(&mut self, rights: Arc<Rights>) {
+        self.opening.rights = Some(rights.clone());
+        let mut ended = Vec::new();
+        for subscription in self.subscriptions.iter().cloned().collect::<Vec<_>>() {
+            let Subscription { filter, options, .. } = &subscription;
+            match rights.subscribe(filter, options.qos) {
+                Ok(granted) => self.subscriptions.set_narrowed(filter, granted.is_narrowed),
+                Err(_) => {
+                    self.remove(filter);
+                    self.ask(Request::Unsubscribe(filter.clone()), Origin::Own);
+                    ended.push(subscription.filter);
+                }
+            }
+        }
+        self.judge_asked(&rights);
+        // What was judged by its topic is judged by it again.
+        let is_judged = |delivery: &Delivery| delivery.readers.is_empty() || self.subscriptions.has_narrowed();
+        self.downlink.retain(|delivery| !is_judged(delivery) || rights.receive(&delivery.rendition.message.topic));
+        self.downlink.tell(Event::Judged(ended));
+    }
+
+    /// What was asked and is not answered must not come into force.
+    fn judge_asked(&mut self, rights: &Rights) {
+        let refusal =
+            |subscription: &Subscription| rights.subscribe(&subscription.filter, subscription.options.qos).err();
+        let refused: Vec<_> = self
+            .origins
+            .iter()
+            .filter_map(|(id, origin)| match origin {
+                Origin::Subscribe(_, asked) | Origin::Opening(_, asked) | Origin::Restore(asked) => {
+                    Some((*id, refusal(asked)?))
+                }
+                Origin::Publish(..) | Origin::Unsubscribe(..) | Origin::Revoked(..) | Origin::Own => None,
+            })
+            .collect();
+        for (id, refusal) in refused {
+            match self.origins.insert(id, Origin::Own) {
+                Some(Origin::Subscribe(request, asked)) => {
+                    self.origins.insert(id, Origin::Revoked(request, asked.filter, refusal));
+                }
+                Some(Origin::Opening(index, asked)) => {
+                    self.remove(&asked.filter);
+                    self.ask(Request::Unsubscribe(asked.filter), Origin::Own);
+                    if let Some(opened) = self.opened.get_mut(index) {
+                        *opened = Some(Err(refusal));
+                    }
+                    self.tell_if_ready();
+                }
+                // It is among those that have ended.
+                Some(Origin::Restore(_)) => self.on_restored(),
+                Some(Origin::Publish(..) | Origin::Unsubscribe(..) | Origin::Revoked(..) | Origin::Own) | None => {}
+            }
+        }
     }
 
     /// A broker may deliver before it has granted (MQTT 5 section 3.8.4): then the subscription is in force already.
@@ -164,6 +233,12 @@ impl Dedicated {
                 Some(_) if late => {}
                 Some(refusal) => self.downlink.tell(Event::Subscribed(id, Err(refusal))),
             },
+            Some(Origin::Revoked(id, filter, refusal)) => {
+                self.take_back(filter);
+                if !late {
+                    self.downlink.tell(Event::Subscribed(id, Err(refusal)));
+                }
+            }
             Some(Origin::Opening(index, subscription)) => {
                 let result = match refusal {
                     None => {

@@ -13,9 +13,12 @@ use tracing::warn;
 use super::moving::{self, Arrived, Mover, Moving};
 use super::readers::{Index, Readers};
 use super::stored::{self, Answer, Found, Seekers};
+use crate::access::Rights;
 use crate::broker::Setup;
 use crate::broker::downlink::Downlink;
-use crate::broker::link::{Abilities, Command, Event, Link, Opening, Owner, Queue, Ready};
+use crate::broker::link::{
+    Abilities, Command, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal, needs_own_client,
+};
 use crate::broker::signal::Bell;
 use crate::delivery::Delivery;
 use crate::metrics;
@@ -100,6 +103,10 @@ struct Session {
     waiting: usize,
     /// While it gets an MQTT client of its own.
     moving: Option<Box<Moving>>,
+    /// What it may do; nothing stands for everything.
+    rights: Option<Arc<Rights>>,
+    /// What it shows to the broker once it has a client of its own.
+    credentials: Option<Arc<Credentials>>,
 }
 
 /// A filter as the broker knows it.
@@ -291,7 +298,7 @@ impl Hub {
             Event::SubscriptionLost(filter, refusal) => self.lose(&filter, &refusal),
             Event::Ended(close, refusal) => return Err(Over(Some((close, refusal)))),
             // What was delivered is confirmed when it waits for its readers, and who publishes is answered by the link.
-            Event::SessionLost | Event::Answered(..) | Event::Overdue(..) | Event::Moved(_) => {}
+            Event::SessionLost | Event::Answered(..) | Event::Overdue(..) | Event::Moved(_) | Event::Judged(_) => {}
         }
         Ok(())
     }
@@ -331,9 +338,11 @@ impl Hub {
     fn on_newcomer(&mut self, Newcomer { number, opening, downlink }: Newcomer) {
         let index = self.readers.enter(number, downlink.clone());
         let results = vec![None; opening.subscriptions.len()];
-        let client_id = opening.client_id.clone();
+        let (client_id, rights, credentials) =
+            (opening.client_id.clone(), opening.rights.clone(), opening.credentials.clone());
         let opening = Some((Box::new(opening), results));
-        self.sessions.insert(number, Session { index, downlink, opening, client_id, waiting: 0, moving: None });
+        let session = Session { index, downlink, opening, client_id, waiting: 0, moving: None, rights, credentials };
+        self.sessions.insert(number, session);
         if self.is_up {
             self.open(number);
         } else {
@@ -375,6 +384,10 @@ impl Hub {
     fn on_rung(&mut self, number: u64) {
         let Some(session) = self.sessions.get(&number) else { return };
         session.downlink.to_link.seen();
+        if let Some(renewal) = session.downlink.take_renewal() {
+            self.judge_anew(number, *renewal);
+        }
+        let Some(session) = self.sessions.get(&number) else { return };
         let is_ended = session.downlink.ended_by().is_some();
         if session.downlink.is_taken_over() && !is_ended {
             session.downlink.tell(Event::Ended(Close::TakenOver, None));
@@ -382,6 +395,24 @@ impl Hub {
             return;
         }
         self.leave(number);
+    }
+
+    /// Ends what the session may not read any more, at once.
+    fn judge_anew(&mut self, number: u64, renewal: Renewal) {
+        let Some(session) = self.sessions.get_mut(&number) else { return };
+        session.rights = Some(renewal.rights.clone());
+        session.credentials = renewal.credentials;
+        let (index, downlink) = (session.index, session.downlink.clone());
+        let mut ended = Vec::new();
+        for Subscription { filter, options, .. } in self.readers.subscriptions_of(index) {
+            // What is allowed in part is judged message by message, which takes a client of its own: who wants that asks again.
+            if renewal.rights.subscribe(&filter, options.qos).is_ok_and(|granted| !granted.is_narrowed) {
+                continue;
+            }
+            self.stop_reading(number, &filter);
+            ended.push(filter);
+        }
+        downlink.tell(Event::Judged(ended));
     }
 
     fn leave(&mut self, number: u64) {
@@ -396,11 +427,14 @@ impl Hub {
 
     fn on_asked(&mut self, Asked { number, made, command }: Asked) {
         let Some(session) = self.sessions.get_mut(&number) else { return };
-        if let Command::Subscribe(_, subscription) = &*command
-            && subscription.needs_own_client()
-            && session.moving.is_none()
-        {
-            session.moving = Some(Box::default());
+        if let Command::Subscribe(request, subscription) = &*command {
+            let Subscription { filter, options, .. } = subscription;
+            if let Some(Err(refusal)) = session.rights.as_ref().map(|rights| rights.subscribe(filter, options.qos)) {
+                return session.downlink.tell(Event::Subscribed(*request, Err(refusal)));
+            }
+            if needs_own_client(subscription, session.rights.as_deref()) && session.moving.is_none() {
+                session.moving = Some(Box::default());
+            }
         }
         if let Some(moving) = &mut session.moving {
             if moving.held.len() < self.setup.config.max_waiting.get() {
@@ -426,7 +460,11 @@ impl Hub {
     }
 
     /// Asks the broker, unless it gives as much already.
-    fn subscribe(&mut self, number: u64, made: Instant, subscription: Box<Subscription>, answer: To) {
+    fn subscribe(&mut self, number: u64, made: Instant, mut subscription: Box<Subscription>, answer: To) {
+        match self.judge(number, &subscription) {
+            Ok(qos) => subscription.options.qos = qos,
+            Err(refusal) => return self.answer(number, answer, Err(refusal)),
+        }
         let (filter, qos) = (subscription.filter.clone(), subscription.options.qos);
         let asking = self.asked.entry(filter.clone()).or_default();
         let is_enough = asking.qos >= qos;
@@ -462,13 +500,28 @@ impl Hub {
         asking.waiting.push(Waiting { number, what: Wanted::Read(subscription, answer) });
     }
 
+    /// With which qos the session may read that.
+    fn judge(&self, number: u64, subscription: &Subscription) -> Result<Qos, Refusal> {
+        let Subscription { filter, options, .. } = subscription;
+        match self.sessions.get(&number).and_then(|session| session.rights.as_ref()) {
+            None => Ok(options.qos),
+            Some(rights) => rights.subscribe(filter, options.qos).map(|granted| granted.qos),
+        }
+    }
+
     fn unread(&mut self, number: u64, request: RequestId, filter: &TopicFilter) {
+        self.stop_reading(number, filter);
+        if let Some(session) = self.sessions.get(&number) {
+            session.downlink.tell(Event::Answered(request, Ok(())));
+        }
+    }
+
+    fn stop_reading(&mut self, number: u64, filter: &TopicFilter) {
         let Some(session) = self.sessions.get(&number) else { return };
         let before = self.readers.subscriptions(session.index);
         let unread = self.readers.unread(session.index, filter);
         metrics::subscriptions_changed(before, self.readers.subscriptions(session.index));
         session.downlink.purge(filter);
-        session.downlink.tell(Event::Answered(request, Ok(())));
         if unread.is_some() {
             self.unsubscribe(filter);
         }
@@ -522,6 +575,10 @@ impl Hub {
 
     /// The session reads the filter from now on.
     fn admit(&mut self, number: u64, subscription: Subscription, granted: Qos, answer: To) {
+        // The right to it may be gone since it was asked for.
+        if let Err(refusal) = self.judge(number, &subscription) {
+            return self.answer(number, answer, Err(refusal));
+        }
         let Some(session) = self.sessions.get(&number) else { return };
         let index = session.index;
         let before = self.readers.subscriptions(index);
@@ -636,6 +693,8 @@ impl Hub {
             max_inflight: u16::MAX,
             owner: Owner::Browser,
             is_named: true,
+            rights: session.rights.clone(),
+            credentials: session.credentials.clone(),
         };
         let mover = Mover { number, opening, request, old: session.downlink.clone() };
         self.moving.push(number);
@@ -679,6 +738,8 @@ impl Hub {
         let Some(session) = self.sessions.get_mut(&number) else { return };
         let Some(mut moving) = session.moving.take() else { return };
         let Some(left) = moving.left.take() else { return };
+        moving.renewal =
+            session.rights.clone().map(|rights| Renewal { rights, credentials: session.credentials.clone() });
         self.leave(number);
         let _ = left.send(*moving);
     }

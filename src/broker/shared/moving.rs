@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::broker::dedicated;
 use crate::broker::downlink::{Downlink, Handle};
-use crate::broker::link::{Command, Commands, Event, Link, Opening, Order, Queue, Ready};
+use crate::broker::link::{Command, Commands, Event, Link, Opening, Order, Queue, Ready, Renewal};
 use crate::broker::signal::Raise;
 use crate::broker::{COMMANDS, Setup, orders};
 use crate::delivery::Delivery;
@@ -34,6 +34,8 @@ pub struct Moving {
     pub has_begun: bool,
     /// Where the hub says that it has left.
     pub left: Option<oneshot::Sender<Moving>>,
+    /// What it may do now.
+    pub renewal: Option<Renewal>,
 }
 
 /// A session whose own connection stands.
@@ -98,7 +100,7 @@ pub async fn run(setup: Arc<Setup>, mover: Mover, hub: mpsc::UnboundedSender<Arr
     };
     let (left, has_left) = oneshot::channel();
     let _ = hub.send(Arrived { number, left: Some(left) });
-    let Ok(Moving { held, seen, .. }) = has_left.await else {
+    let Ok(Moving { held, seen, renewal, .. }) = has_left.await else {
         // The session has ended meanwhile.
         handle.end(old.ended_by().unwrap_or(Close::Fault));
         drop(orders);
@@ -126,6 +128,9 @@ pub async fn run(setup: Arc<Setup>, mover: Mover, hub: mpsc::UnboundedSender<Arr
     for (made, command) in held {
         // Answered where the session listens as long as it waits for answers.
         let _ = orders.send(Order { made, command, from: Some(old.clone()) }).await;
+    }
+    if let Some(renewal) = renewal {
+        downlink.renew(renewal);
     }
     old.move_to(Link { commands: Commands::Own(orders), downlink });
     let _ = driven.await;

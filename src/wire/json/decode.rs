@@ -11,7 +11,8 @@ use super::{Flaw, MAX_DEPTH, flaw};
 use crate::mqtt::packet::SubscribeOptions;
 use crate::mqtt::{Message, Properties, Qos, Topic, TopicFilter};
 use crate::wire::frame::{
-    Ack, Asked, Auth, Batch, ClientFrame, Contract, Format, MsgId, Priority, Rate, Subscription, Undecoded, Will,
+    Ack, Asked, Auth, Batch, ClientFrame, Contract, Format, Login, MsgId, Priority, Rate, Secret, Subscription,
+    Undecoded, Will,
 };
 use crate::wire::{Code, Refusal};
 
@@ -103,6 +104,18 @@ fn is_safe(number: &i64) -> bool {
 
 fn auth(fields: &Fields) -> Result<Auth, Refusal> {
     let token: Option<String> = fields.get("token", "a string")?;
+    let username = fields.text("username")?;
+    let password: Option<String> = fields.get("password", "a string")?;
+    let login = match (username, password) {
+        (Some(username), Some(password)) => Some(Login { username, password: Secret(password.into()) }),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            return Err(Refusal::invalid_frame("`username` and `password` belong together; give both or neither."));
+        }
+    };
+    if token.is_some() && login.is_some() {
+        return Err(Refusal::invalid_frame("Give either a `token` or a `username` and `password`, not both."));
+    }
     if fields.raw("deviceId").is_some() {
         return Err(Refusal::invalid_frame("Device sessions are not supported yet; leave `deviceId` out."));
     }
@@ -124,7 +137,8 @@ fn auth(fields: &Fields) -> Result<Auth, Refusal> {
             .collect::<Result<_, _>>()?,
     };
     Ok(Auth {
-        has_token: token.is_some(),
+        token: token.map(|token| Secret(token.into())),
+        login,
         client_id,
         clean,
         session_expiry: if clean { 0 } else { session_expiry.unwrap_or(DEFAULT_SESSION_EXPIRY) },

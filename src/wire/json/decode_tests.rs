@@ -133,7 +133,7 @@ mod the_files {
                 ("a msgid that is a string", Reply::Ack { msgid: MsgId::Text("p1".into()) }),
             ],
         );
-        let auth_response = |msgid| Reply::AuthResponse { status: "success", timestamp, msgid };
+        let auth_response = |msgid| Reply::AuthResponse { status: "success", timestamp, expires_in: None, msgid };
         replies(
             "auth_response",
             vec![
@@ -250,6 +250,7 @@ mod the_files {
             protocol: 1,
             session_present,
             heartbeat: 25.into(),
+            expires_in: None,
             subscriptions,
             limits,
             msgid: None,
