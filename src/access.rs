@@ -17,7 +17,7 @@ pub use admission::{Admission, Visit};
 pub use config::Config;
 pub use identity::{Credential, Failure, Identity, Source};
 pub use newcomers::Newcomers;
-pub use policy::{Action, Allowance, Group, Policy, Role, Wish};
+pub use policy::{Action, Allowance, Group as GroupConfig, Policy, Role as RoleConfig, Wish};
 pub use rate::Rate;
 pub use reason::Reason;
 pub use rights::{Rights, Subscribing};

@@ -49,9 +49,9 @@ pub struct Config {
     /// How Tidegate stops.
     pub shutdown: shutdown::Config,
     /// Who may do what, by the name of the role.
-    pub roles: BTreeMap<String, access::Role>,
+    pub roles: BTreeMap<String, access::RoleConfig>,
     /// Devices by the name of their group.
-    pub groups: BTreeMap<String, access::Group>,
+    pub groups: BTreeMap<String, access::GroupConfig>,
 }
 
 impl Config {

@@ -200,7 +200,7 @@ fn full() -> Config {
         ..session::Config::default()
     };
     let runtime = runtime::Config { worker_threads: NonZeroUsize::new(1), ..runtime::Config::default() };
-    let role = access::Role {
+    let role = access::RoleConfig {
         grants: vec![
             toml::from_str("allow = [\"publish\"]\ntopics = [\"a\"]\nqos = [0]\nretain = true").expect("a grant"),
         ],
@@ -210,7 +210,7 @@ fn full() -> Config {
         max_connections: NonZeroUsize::new(1),
     };
     let roles = BTreeMap::from([("viewer".to_owned(), role)]);
-    let groups = BTreeMap::from([("pumps".to_owned(), access::Group { devices: vec!["pump-1".into()] })]);
+    let groups = BTreeMap::from([("pumps".to_owned(), access::GroupConfig { devices: vec!["pump-1".into()] })]);
     Config { broker, session, shutdown, runtime, roles, groups, ..Config::default() }
 }
 
