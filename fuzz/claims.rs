@@ -358,7 +358,7 @@ fn subprotocols(text: &str) {
         Ok(agreed) => {
             assert_eq!(agreed.subprotocol, has_json.then_some(JSON));
             assert!(has_json || offered.is_empty());
-            assert_eq!(agreed.has_bearer, offered.iter().any(|name| name.starts_with("bearer.")));
+            assert_eq!(agreed.bearer.is_some(), offered.iter().any(|name| name.starts_with("bearer.")));
         }
         Err(told) => {
             assert!(!has_json && !offered.is_empty() && told.contains(JSON));

@@ -9,6 +9,7 @@ pub mod pattern;
 pub mod policy;
 pub mod rate;
 mod reason;
+pub mod revocations;
 mod rights;
 pub mod template;
 
@@ -20,5 +21,6 @@ pub use newcomers::Newcomers;
 pub use policy::{Action, Allowance, Group as GroupConfig, Policy, Role as RoleConfig, Wish};
 pub use rate::Rate;
 pub use reason::Reason;
+pub use revocations::{Revocation, Revocations};
 pub use rights::{Rights, Subscribing};
-pub use template::Template;
+pub use template::{Template, Template as TemplateConfig};

@@ -8,16 +8,19 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::task::AbortHandle;
 use tokio::time::{Duration, Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::access::Policy;
+use crate::auth::{self, Judge, Revoked};
 use crate::broker::{self, Broker, Standing};
 use crate::config::{Change, Config, ConfigError};
 use crate::log::Log;
 use crate::overload::Overload;
-use crate::session::{Context, Entrance, Lobby, Roster, Settings};
+use crate::session::{Context, Entrance, Lobby, Roster, Settings, Summons};
 use crate::shutdown::Drain;
 use crate::{http, metrics, systemd};
 
@@ -33,6 +36,8 @@ pub struct App {
     context: Arc<Context>,
     config: Config,
     log: Log,
+    /// Keeps fresh what the judge fetches.
+    watching: Watching,
     /// Operators look on while the gateway drains.
     admin: TaskTracker,
     admin_lobby: Arc<Lobby>,
@@ -47,6 +52,8 @@ pub struct App {
 pub enum StartError {
     #[error(transparent)]
     Broker(#[from] broker::StartError),
+    #[error(transparent)]
+    Auth(#[from] auth::StartError),
     #[error(transparent)]
     Listen(#[from] http::ListenError),
     #[error("the address of a listener can't be read: {0}")]
@@ -74,8 +81,12 @@ impl App {
         let broker_timeout = config.broker.request_timeout;
         let broker = Broker::start(config.broker.clone(), tasks.clone(), closing.clone())?;
         metrics::outbox_limit(config.delivery.max_total_bytes.get());
+        let revoked = Revoked::open(&config.auth)?;
+        let judge = Judge::new(&config.auth, revoked)?;
+        let policy = policy(&config);
+        let watching = Watching::begin(&judge);
         let context = Arc::new(Context {
-            settings: ArcSwap::from_pointee(settings(&config)),
+            settings: ArcSwap::from_pointee(settings(&config, judge, policy)),
             broker_timeout,
             broker,
             roster: Roster::default(),
@@ -105,7 +116,7 @@ impl App {
         tokio::spawn(systemd::watchdog());
         let watched = context.clone();
         tokio::spawn(over.clone().run_until_cancelled_owned(async move { watched.overload.watch().await }));
-        Ok(App { listen, admin_listen, context, config, log, admin, admin_lobby, lingering, over })
+        Ok(App { listen, admin_listen, context, config, log, watching, admin, admin_lobby, lingering, over })
     }
 
     /// Tells the service manager that the gateway serves: when the broker was reached, or a moment later without it.
@@ -130,16 +141,21 @@ impl App {
     /// One that could not be read changes nothing.
     pub fn reload(&mut self, read: Result<Config, ConfigError>) {
         systemd::reloading();
-        let is_applied = read.is_ok();
-        match read {
-            Ok(new) => self.replace(new),
-            Err(error) => error!(%error, "the configuration can't be read again: the old one stays in force"),
+        let read = read.map_err(|error| error.to_string());
+        let renewed = read.and_then(|new| match self.context.settings.load().judge.renewed(&new.auth) {
+            Ok(judge) => Ok((new, judge)),
+            Err(error) => Err(error.to_string()),
+        });
+        let is_applied = renewed.is_ok();
+        match renewed {
+            Ok((new, judge)) => self.replace(new, judge),
+            Err(error) => error!(error, "the configuration can't be read again: the old one stays in force"),
         }
         metrics::configuration_reloaded(is_applied);
         systemd::ready(&self.status());
     }
 
-    fn replace(&mut self, new: Config) {
+    fn replace(&mut self, new: Config, judge: Judge) {
         let (next, changes) = self.config.replaced_by(new);
         // The lines are written at the more talkative of the two levels.
         let is_louder = next.log.level.tells_more_than(&self.config.log.level);
@@ -153,12 +169,20 @@ impl App {
             self.log.set_level(&next.log.level);
         }
         metrics::outbox_limit(next.delivery.max_total_bytes.get());
-        self.context.settings.store(Arc::new(settings(&next)));
+        self.watching = Watching::begin(&judge);
+        self.context.settings.store(Arc::new(settings(&next, judge, policy(&next))));
         self.context.entrance.set_limits(&next.connections);
         self.context.lobby.set_limits(&next.connections);
         self.admin_lobby.set_limits(&next.connections);
         self.context.overload.set_max_stall(next.connections.max_stall);
         self.config = next;
+        if changes
+            .iter()
+            .any(|change| ["auth.", "roles.", "groups."].iter().any(|part| change.setting.starts_with(part)))
+        {
+            let judged = self.context.roster.summon(|_| true, || Summons::Judge);
+            info!(sessions = judged, "the rights of open sessions are judged anew");
+        }
     }
 
     /// Waits until an operator asks for the end.
@@ -190,9 +214,31 @@ impl App {
     }
 }
 
+/// What the roles of a checked configuration allow.
+fn policy(config: &Config) -> Arc<Policy> {
+    Arc::new(config.auth.policy(&config.roles, &config.groups).expect("the configuration was checked"))
+}
+
+/// The task that keeps fresh what a judge fetches, until another judge takes its place.
+struct Watching(AbortHandle);
+
+impl Watching {
+    fn begin(judge: &Judge) -> Watching {
+        let judge = judge.clone();
+        Watching(tokio::spawn(async move { judge.watch().await }).abort_handle())
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// What sessions read of the configuration.
-fn settings(config: &Config) -> Settings {
-    Settings { session: config.session.clone(), wire: config.wire.clone(), delivery: config.delivery.clone() }
+fn settings(config: &Config, judge: Judge, policy: Arc<Policy>) -> Settings {
+    let (session, wire, delivery) = (config.session.clone(), config.wire.clone(), config.delivery.clone());
+    Settings { session, wire, delivery, judge, policy }
 }
 
 fn tell(change: &Change) {

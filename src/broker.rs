@@ -19,7 +19,7 @@ mod watch;
 
 use std::sync::Arc;
 
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,6 +29,7 @@ pub use link::{Abilities, Command, Commands, Credentials, Event, Link, Opening, 
 pub use transport::{Target, TlsError};
 pub use watch::{Reach, Standing};
 
+use crate::access::{Identity, Template};
 use crate::delivery;
 use crate::mqtt::Message;
 use crate::mqtt::packet::Connect;
@@ -153,6 +154,27 @@ impl Broker {
     /// Whether the broker would take this will; what else it thinks of it shows when it is published.
     pub fn judge_will(&self, message: &Message) -> Result<(), Refusal> {
         if self.setup.is_embedded() { rules::judge_topic(&message.topic) } else { Ok(()) }
+    }
+
+    /// What the broker is told of a session: its client identifier, and what it shows in place of the gateway's name and password. The
+    /// error names what the session lacks.
+    pub fn names(
+        &self,
+        identity: Option<&Identity>,
+        client_id: &str,
+        token: Option<&SecretString>,
+    ) -> Result<(String, Option<Arc<Credentials>>), String> {
+        let config = &self.setup.config;
+        let Some(identity) = identity else { return Ok((client_id.to_owned(), None)) };
+        let id = config.client_id.client_id(identity, client_id);
+        if config.session_username.is_none() && config.session_password.is_none() {
+            return Ok((id, None));
+        }
+        let fill = |template: &Option<Template>| {
+            template.as_ref().map(|template| template.fill(identity, client_id, token)).transpose()
+        };
+        let username = fill(&config.session_username)?.map(|name| name.expose_secret().to_owned());
+        Ok((id, Some(Arc::new(Credentials { username, password: fill(&config.session_password)? }))))
     }
 
     /// Where the broker is, for people.

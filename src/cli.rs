@@ -1,6 +1,6 @@
 //! The command line.
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::config::Flags;
 
@@ -23,6 +23,20 @@ pub enum Command {
     CheckConfig,
     /// Print a configuration file with every setting, its meaning and its default
     DefaultConfig,
+    /// Print the hash of a token or a password, which is read from standard input
+    Hash {
+        /// What it is
+        of: Hashed,
+    },
+}
+
+/// What the configuration has a hash of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Hashed {
+    /// A static token, for [auth.tokens.NAME]
+    Token,
+    /// A password, for [auth.users.NAME]
+    Password,
 }
 
 const AFTER_HELP: &str = "\

@@ -21,7 +21,7 @@ use toml::{Table, Value};
 pub use self::changes::Change;
 pub use self::environment::environment;
 pub use self::flags::Flags;
-use crate::{access, broker, delivery, http, log, runtime, session, shutdown, wire};
+use crate::{access, auth, broker, delivery, http, log, runtime, session, shutdown, wire};
 
 /// A configuration file with every setting, its meaning and, as a comment, its default.
 pub const TEMPLATE: &str = include_str!("config/default.toml");
@@ -34,6 +34,8 @@ pub struct Config {
     pub http: http::Config,
     /// How many may connect, and when.
     pub connections: access::Config,
+    /// Who may come in, and how that is shown.
+    pub auth: auth::Config,
     /// Which broker stands behind it.
     pub broker: broker::Config,
     /// What a browser session may take and have.
@@ -98,6 +100,8 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.http
             .check()
+            .and_then(|()| self.auth.check())
+            .and_then(|()| self.auth.policy(&self.roles, &self.groups).map(drop))
             .and_then(|()| self.broker.check())
             .and_then(|()| self.wire.check())
             .and_then(|()| self.runtime.check())

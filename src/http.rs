@@ -3,6 +3,7 @@
 mod config;
 mod connection;
 mod console;
+mod credentials;
 mod drain;
 mod health;
 mod listener;

@@ -1,16 +1,17 @@
 //! The program: arguments, configuration, start, a signal, the end.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use secrecy::SecretString;
 use tidegate::app::{App, tell_panics};
 use tidegate::broker::{BrokerUrl, Upstream};
-use tidegate::cli::{Cli, Command};
+use tidegate::cli::{Cli, Command, Hashed};
 use tidegate::config::{Config, Flags, TEMPLATE, environment};
 use tidegate::log::{self, Log};
-use tidegate::metrics;
 use tidegate::runtime::{self, Descriptors, needed_descriptors};
+use tidegate::{auth, metrics};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[global_allocator]
@@ -19,10 +20,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// The status of a configuration that can't be used.
 const BAD_CONFIGURATION: u8 = 2;
 
+/// The most that is read of a token or password to hash, in bytes.
+const MAX_HASHED: u64 = 64 << 10;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.command == Some(Command::DefaultConfig) {
         return print(TEMPLATE);
+    }
+    if let Some(Command::Hash { of }) = cli.command {
+        return hash(of);
     }
     let config = match Config::load(&cli.flags, environment()) {
         Ok(config) => config,
@@ -30,7 +37,7 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Some(Command::CheckConfig) => print(&format!("{config}\nok\n")),
-        Some(Command::DefaultConfig) | None => {
+        Some(Command::DefaultConfig | Command::Hash { .. }) | None => {
             let log = log::init(&config.log);
             let descriptors = Descriptors::raise();
             descriptors.judge(needed(&config));
@@ -84,6 +91,23 @@ async fn run(config: Config, log: Log, descriptors: Descriptors, flags: &Flags) 
     tokio::select! {
         () = app.stop() => ExitCode::SUCCESS,
         () = second_signal => ExitCode::FAILURE,
+    }
+}
+
+/// Prints the hash of what stands on standard input, but for the end of its last line.
+fn hash(of: Hashed) -> ExitCode {
+    let mut text = String::new();
+    if let Err(error) = io::stdin().take(MAX_HASHED).read_to_string(&mut text) {
+        return fail(&format!("standard input can't be read: {error}"), 1);
+    }
+    let secret = SecretString::from(text.trim_end_matches(['\r', '\n']));
+    let hash = match of {
+        Hashed::Token => auth::hash_token(&secret),
+        Hashed::Password => auth::hash_password(&secret),
+    };
+    match hash {
+        Ok(hash) => print(&format!("{hash}\n")),
+        Err(why) => fail(&why, 1),
     }
 }
 

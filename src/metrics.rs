@@ -8,12 +8,15 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::access::Reason;
+use crate::access::{Failure, Reason, Source};
 use crate::mqtt::{Message, Qos};
 use crate::wire::{Close, Code};
 
 /// Seconds from a broker read to the socket write, and from a publish to its ack.
 const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// The result of a credential that is good.
+const GOOD: &str = "ok";
 
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -239,6 +242,23 @@ pub fn configuration_reloaded(applied: bool) {
     counter!("tidegate_configuration_reloads_total", "result" => result).increment(1);
 }
 
+/// A credential was judged by this source, and was good or failed.
+pub fn authenticated(source: Source, failure: Option<&Failure>) {
+    let result = failure.map_or(GOOD, Failure::name);
+    counter!("tidegate_authentications_total", "source" => source.name(), "result" => result).increment(1);
+}
+
+/// The issuer's keys were fetched, or could not be.
+pub fn jwks_refreshed(fetched: bool) {
+    let result = if fetched { "fetched" } else { "failed" };
+    counter!("tidegate_jwks_refreshes_total", "result" => result).increment(1);
+}
+
+/// The hook was asked, and took so long to answer, or until its time was up.
+pub fn hook_asked(took: Duration) {
+    METRICS.hook.record(took);
+}
+
 /// Clients have begun frames of so many bytes and not finished them.
 pub fn unfinished(bytes: u64) {
     METRICS.unfinished.set(bytes as f64);
@@ -275,6 +295,7 @@ struct Metrics {
     reconnects: Counter,
     embedded_restarts: Counter,
     reachable: Gauge,
+    hook: Histogram,
     panics: Counter,
     unfinished: Gauge,
     stall: Histogram,
@@ -314,6 +335,14 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     for result in ["applied", "refused"] {
         counter!("tidegate_configuration_reloads_total", "result" => result).increment(0);
     }
+    for source in Source::ALL {
+        for result in [GOOD].into_iter().chain(Failure::NAMES) {
+            counter!("tidegate_authentications_total", "source" => source.name(), "result" => result).increment(0);
+        }
+    }
+    for result in ["fetched", "failed"] {
+        counter!("tidegate_jwks_refreshes_total", "result" => result).increment(0);
+    }
     for reason in Reason::ALL {
         counter!("tidegate_connections_refused_total", "reason" => reason.label()).increment(0);
     }
@@ -342,6 +371,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         reconnects: counter!("tidegate_broker_reconnects_total"),
         embedded_restarts: counter!("tidegate_embedded_broker_restarts_total"),
         reachable: gauge!("tidegate_broker_reachable"),
+        hook: histogram!("tidegate_auth_hook_seconds"),
         panics: counter!("tidegate_panics_total"),
         unfinished: gauge!("tidegate_unfinished_bytes"),
         stall: histogram!("tidegate_event_loop_stall_seconds"),
@@ -452,6 +482,16 @@ fn describe() {
     describe_counter!(
         "tidegate_configuration_reloads_total",
         "Signals to read the configuration again, by result: applied or refused."
+    );
+    describe_counter!(
+        "tidegate_authentications_total",
+        "Credentials that were judged, by the source that judged them and the result: ok, expired, not_yet_valid, refused or unavailable."
+    );
+    describe_counter!("tidegate_jwks_refreshes_total", "Fetches of the issuer's keys, by result: fetched or failed.");
+    describe_histogram!(
+        "tidegate_auth_hook_seconds",
+        Unit::Seconds,
+        "How long the authentication hook took to answer, or until its time was up."
     );
     describe_counter!("tidegate_panics_total", "Faults of the program, each of which ended the task that it was in.");
     describe_gauge!("tidegate_broker_reachable", "Whether the broker can be reached: 1 or 0.");

@@ -3,7 +3,9 @@
 mod composing;
 mod config;
 mod entrance;
+mod expiry;
 mod greeting;
+mod guard;
 mod queue;
 mod rates;
 pub mod roster;
@@ -13,6 +15,7 @@ mod state;
 
 pub use config::Config;
 pub use entrance::{Entrance, Lobby, Newcomer, Pass, turned_away};
-pub use roster::Roster;
+pub use guard::Presented;
+pub use roster::{Roster, Summons, Visitor};
 pub use run::{Arrival, Context, Settings, run};
 pub use socket::{Inbound, Outbound, Socket};

@@ -14,7 +14,7 @@ const FLOORS: [&[&str]; 14] = [
     &["session", "tunnel"],
     &["devices"],
     &["broker"],
-    &["overload"],
+    &["auth", "overload"],
     &["metrics", "audit", "log", "runtime", "shutdown", "systemd"],
     &["access", "delivery"],
     &["wire"],
@@ -26,7 +26,11 @@ const FLOORS: [&[&str]; 14] = [
 ];
 
 /// What only some places may know.
-const KNOWN_TO: [(&str, &[&str]); 6] = [
+const KNOWN_TO: [(&str, &[&str]); 10] = [
+    ("argon2", &["auth"]),
+    ("aws_lc_rs", &["auth"]),
+    ("reqwest", &["auth"]),
+    ("x509_parser", &["auth"]),
     ("axum", &["http"]),
     ("hyper", &["http"]),
     ("hyper_util", &["http"]),

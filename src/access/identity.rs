@@ -5,6 +5,14 @@ use std::fmt;
 use secrecy::SecretString;
 use serde_json::Value;
 
+/// The longest name of a user, a role, a group, a token or a device, in bytes: as long as a client identifier may be.
+pub const MAX_NAME: usize = 256;
+
+/// Whether this can be such a name: not empty, no longer than [`MAX_NAME`], and without control characters.
+pub fn is_name(text: &str) -> bool {
+    (1..=MAX_NAME).contains(&text.len()) && !text.contains(char::is_control)
+}
+
 /// What a client shows to be let in.
 #[derive(Clone, Debug)]
 pub enum Credential {
@@ -145,6 +153,9 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The names of all of them.
+    pub const NAMES: [&str; 4] = ["expired", "not_yet_valid", "refused", "unavailable"];
+
     /// A short word for metrics and the audit.
     pub fn name(&self) -> &'static str {
         match self {
@@ -171,6 +182,30 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_name_is_short_and_can_be_shown() {
+        let longest = "n".repeat(MAX_NAME);
+        for (text, is_one) in [
+            ("anna", true),
+            ("Anna Ä. +#/", true),
+            (&longest, true),
+            (&format!("{longest}n"), false),
+            ("", false),
+            ("an\0na", false),
+            ("anna\n", false),
+            ("\u{85}", false),
+        ] {
+            assert_eq!(is_name(text), is_one, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn every_failure_has_its_name_among_all() {
+        let text = String::new;
+        let all = [Failure::Expired, Failure::NotYetValid, Failure::Refused(text()), Failure::Unavailable(text())];
+        assert_eq!(all.map(|failure| failure.name()), Failure::NAMES);
+    }
 
     #[test]
     fn only_what_could_stand_in_a_topic_is_kept_of_the_claims() {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use url::{Host, Url};
 
+use crate::access::Template;
 use crate::units;
 
 /// Which broker stands behind the gateway, and how its links are kept.
@@ -34,6 +35,12 @@ pub struct Config {
     pub password: Option<SecretString>,
     /// The file that `password` was read from.
     pub password_file: Option<PathBuf>,
+    /// The client identifier of a session at the broker, once clients are known by a credential.
+    pub client_id: Template,
+    /// The name that a session whose client is known shows to the broker, in place of the gateway's.
+    pub session_username: Option<Template>,
+    /// The password that goes with it.
+    pub session_password: Option<Template>,
     /// The certificates, in PEM, that vouch for an `mqtts://` broker in place of the system's.
     pub ca_file: Option<PathBuf>,
     /// The certificate chain, in PEM, that the gateway shows to an `mqtts://` broker.
@@ -81,6 +88,9 @@ impl Default for Config {
             username: None,
             password: None,
             password_file: None,
+            client_id: Template::parse("{user}:{clientId}").expect("it is one"),
+            session_username: None,
+            session_password: None,
             ca_file: None,
             client_certificate_file: None,
             client_key: None,
@@ -107,6 +117,15 @@ impl Config {
 
     /// Judges the settings together; the error is a sentence that says what would be right.
     pub fn check(&self) -> Result<(), String> {
+        self.client_id.check_client_id().map_err(|why| format!("broker.client_id is \"{}\": {why}", self.client_id))?;
+        if self.session_password.is_some() && self.session_username.is_none() {
+            return Err("broker.session_password needs a name: set broker.session_username".to_owned());
+        }
+        if self.upstream == Upstream::Shared && self.session_username.is_some() {
+            return Err("broker.session_username has no use where sessions share connections: leave it out, or set \
+                        broker.upstream to \"per-session\""
+                .to_owned());
+        }
         let shown = self.client_certificate_file.is_some();
         if shown && self.client_key.is_none() {
             return Err("broker.client_certificate_file needs its key: set broker.client_key_file".to_owned());

@@ -124,6 +124,8 @@ struct Dedicated {
     /// The session has no more commands.
     is_hung_up: bool,
     end: Option<End>,
+    /// The session lost the right to publish its will.
+    is_will_void: bool,
     is_abandoned: bool,
     /// As the gauge knows it.
     state: LinkState,
@@ -212,6 +214,7 @@ impl Dedicated {
             is_session_lost: false,
             is_hung_up: false,
             end: None,
+            is_will_void: false,
             is_abandoned: false,
             state: LinkState::Down,
         }

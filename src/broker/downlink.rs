@@ -100,6 +100,15 @@ impl Handle {
         }
     }
 
+    /// The session is to look around.
+    pub fn wake(&self) {
+        let successor = self.downlink.lock().successor.clone();
+        self.downlink.to_session.raise();
+        if let Some(downlink) = successor {
+            Handle { downlink }.wake();
+        }
+    }
+
     /// The gateway drains: what the link still waits for, a delayed will say, is left to the broker.
     pub fn abandon(&self) {
         self.downlink.lock().abandoned = true;

@@ -45,8 +45,8 @@ pub struct Opening {
 /// What a session may do from now on.
 #[derive(Clone, Debug)]
 pub struct Renewal {
-    /// Its rights.
-    pub rights: Arc<Rights>,
+    /// Its rights; nothing stands for everything.
+    pub rights: Option<Arc<Rights>>,
     /// What it shows to the broker when it connects the next time.
     pub credentials: Option<Arc<Credentials>>,
 }

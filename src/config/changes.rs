@@ -29,6 +29,7 @@ impl Config {
         let next = Config {
             http: self.http.clone(),
             connections: new.connections,
+            auth: new.auth,
             broker: self.broker.clone(),
             session: new.session,
             delivery: new.delivery,

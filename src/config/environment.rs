@@ -56,14 +56,12 @@ fn is_service_link(name: &str, value: &str) -> bool {
 fn near(name: &str) -> Vec<String> {
     let name = name.to_ascii_uppercase();
     let key = name.rsplit("__").next().unwrap_or(&name).trim_start_matches(PREFIX);
-    let mut near: Vec<_> = every_setting()
-        .filter_map(variable)
-        .chain(flags::VARIABLES.map(str::to_owned))
-        .map(|known| (distance(&name, &known), known))
-        .filter(|(distance, known)| *distance <= 3 || known.ends_with(&format!("__{key}")))
-        .collect();
-    near.sort();
-    near.into_iter().map(|(_, known)| known).take(3).collect()
+    let known = every_setting().filter_map(variable).chain(flags::VARIABLES.map(str::to_owned));
+    let mut all: Vec<_> = known.map(|known| (distance(&name, &known), known)).collect();
+    all.sort();
+    let (close, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(distance, _)| *distance <= 3);
+    let same_key = others.into_iter().filter(|(_, known)| close.is_empty() && known.ends_with(&format!("__{key}")));
+    close.iter().cloned().chain(same_key).map(|(_, known)| known).take(3).collect()
 }
 
 /// The fewest letters to insert, remove or change that make one word the other.
@@ -108,7 +106,7 @@ mod tests {
             ("TIDEGATE_BROKER_URL", "is it TIDEGATE_BROKER__URL"),
             ("TIDEGATE_BROKR__URL", "is it TIDEGATE_BROKER__URL"),
             ("TIDEGATE_broker__url", "is it TIDEGATE_BROKER__URL?"),
-            ("TIDEGATE_URL", "is it TIDEGATE_BROKER__URL?"),
+            ("TIDEGATE_URL", "is it TIDEGATE_BROKER__URL or TIDEGATE_AUTH__HOOK__URL?"),
             ("TIDEGATE_WIRE__MAX_PACKET", "TIDEGATE_BROKER__MAX_PACKET"),
             ("TIDEGATE_BROKERS", "is it TIDEGATE_BROKER?"),
             ("TIDEGATE_FLUX_CAPACITOR", "tidegate default-config"),

@@ -180,6 +180,9 @@ fn full() -> Config {
         username: Some("a name".to_owned()),
         password: secret(),
         password_file: file(),
+        client_id: default.client_id,
+        session_username: access::TemplateConfig::parse("{user}").ok(),
+        session_password: access::TemplateConfig::parse("{token}").ok(),
         ca_file: file(),
         client_certificate_file: file(),
         client_key: secret(),
@@ -200,6 +203,15 @@ fn full() -> Config {
         ..session::Config::default()
     };
     let runtime = runtime::Config { worker_threads: NonZeroUsize::new(1), ..runtime::Config::default() };
+    let auth = toml::from_str(
+        "anonymous = true\ncookie = \"c\"\nmax_password_checks = 1\nrevocations = \"r\"\n\
+         [jwt]\nalgorithms = [\"HS256\"]\nsecret = \"s\"\nsecret_file = \"s\"\npublic_key_file = \"p\"\n\
+         jwks_url = \"https://id\"\njwks_ca_file = \"c\"\naudience = \"a\"\nissuer = \"i\"\nmax_lifetime = 5\n\
+         [certificate]\nuser = \"cn\"\n[hook]\nurl = \"https://id\"\nca_file = \"c\"\nsecret = \"s\"\nsecret_file = \"s\"\n\
+         [tokens.backend]\nhash = \"h\"\nuser = \"u\"\nexpires = 1\nclaims = { site = \"north\" }\n\
+         [users.anna]\nhash = \"h\"\nclaims = { site = \"north\" }\n",
+    );
+    let auth = auth.expect("all of it is there");
     let role = access::RoleConfig {
         grants: vec![
             toml::from_str("allow = [\"publish\"]\ntopics = [\"a\"]\nqos = [0]\nretain = true").expect("a grant"),
@@ -211,7 +223,7 @@ fn full() -> Config {
     };
     let roles = BTreeMap::from([("viewer".to_owned(), role)]);
     let groups = BTreeMap::from([("pumps".to_owned(), access::GroupConfig { devices: vec!["pump-1".into()] })]);
-    Config { broker, session, shutdown, runtime, roles, groups, ..Config::default() }
+    Config { auth, broker, session, shutdown, runtime, roles, groups, ..Config::default() }
 }
 
 #[test]
@@ -219,9 +231,12 @@ fn the_template_has_every_setting() {
     let full = Table::try_from(full()).unwrap();
     assert_eq!(keys(&TEMPLATE_TABLE), keys(&full));
     // What its user names has everything in its example too.
-    for (section, name) in [("roles", "viewer"), ("groups", "pumps")] {
-        let keys = |table: &Table| table[section][name].as_table().unwrap().keys().cloned().collect::<BTreeSet<_>>();
-        assert_eq!(keys(&TEMPLATE_TABLE), keys(&full), "{section}");
+    for named in every_setting().filter(|known| is_named(&known.path)) {
+        let keys = |table: &Table| {
+            let named = named.path.iter().fold(Value::Table(table.clone()), |table, part| table[*part].clone());
+            named.as_table().unwrap().keys().cloned().collect::<BTreeSet<_>>()
+        };
+        assert_eq!(keys(&TEMPLATE_TABLE), keys(&full), "{}", named.name());
     }
 }
 

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use rand::Rng;
 
 use super::connection::Phase;
+use super::credentials;
 use super::serving::Peer;
 use super::unfinished::{Share, Unfinished};
 use super::websocket::{Handshake, WebSocket};
@@ -38,13 +39,13 @@ pub async fn upgrade(
     if context.closing.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "The gateway is going away; connect again later.\n").into_response();
     }
-    let has_credential = agreed.bearer.is_some() || headers.get(header::AUTHORIZATION).is_some_and(is_bearer);
+    let credential = credentials::presented(&headers, agreed.bearer);
     let client = client(&peer, &headers, &trusted_proxies);
     let pass = context.entrance.arrive(client);
     if let Err(reason) = pass {
         turned_away(reason, Some(client));
     }
-    let arrival = Arrival { has_credential, client, pass, newcomer: Some(peer.newcomer) };
+    let arrival = Arrival { credential, client, pass, newcomer: Some(peer.newcomer) };
     let settings = context.settings.load_full();
     let share = Share::new(unfinished, settings.wire.max_unfinished_bytes.get());
     let task = context.tasks.token();
@@ -93,8 +94,4 @@ fn shed() -> Response {
         [(header::RETRY_AFTER, rand::rng().random_range(2..=10).to_string()), (header::CONNECTION, "close".to_owned())];
     let text = "The gateway is too busy to take one more; connect again later.\n";
     (StatusCode::SERVICE_UNAVAILABLE, headers, text).into_response()
-}
-
-fn is_bearer(value: &axum::http::HeaderValue) -> bool {
-    value.as_bytes().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "))
 }

@@ -1,63 +1,177 @@
-//! Who holds which client identifier in this process, so that a newcomer is let in after its predecessor has let go.
+//! Who is here: sessions by the client identifier that they hold at the broker, so that a newcomer is let in after its predecessor has
+//! let go, and so that each can be reached from outside.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
+use arc_swap::ArcSwapOption;
+
+use crate::access::Rights;
 use crate::broker::{Broker, Handle, Link, Opening};
 use crate::delivery;
+use crate::wire::{Close, Refusal};
 
-/// The links of this process by client identifier, until they have ended.
+/// The sessions of this process, until their links have ended.
 #[derive(Debug, Default)]
 pub struct Roster {
-    links: Mutex<Links>,
+    seats: Mutex<Seats>,
 }
 
 #[derive(Debug, Default)]
-struct Links {
-    by_client: HashMap<String, (u64, Handle)>,
+struct Seats {
+    by_client: HashMap<Arc<str>, Seat>,
     next: u64,
+}
+
+#[derive(Debug)]
+struct Seat {
+    number: u64,
+    handle: Handle,
+    visitor: Arc<Visitor>,
 }
 
 /// A place in the roster.
 #[derive(Debug)]
 pub struct Place {
-    client_id: String,
+    client_id: Arc<str>,
     number: u64,
+}
+
+/// What others may know of a session, and where they tell it something.
+#[derive(Debug)]
+pub struct Visitor {
+    /// Names the connection in logs.
+    pub session_id: u64,
+    /// Where it comes from.
+    pub address: IpAddr,
+    /// Since when it is there.
+    pub since: SystemTime,
+    /// Who it is and what it may do; nothing where there is no access control.
+    pub rights: ArcSwapOption<Rights>,
+    /// What its client calls itself.
+    pub client_id: Box<str>,
+    is_summoned: AtomicBool,
+    summons: Mutex<Option<Summons>>,
+}
+
+/// What a session is told from outside.
+#[derive(Debug)]
+pub enum Summons {
+    /// The configuration has changed: what it may do is to be seen anew.
+    Judge,
+    /// It has to go.
+    End(Close, Option<Refusal>),
+}
+
+impl Visitor {
+    /// One that comes now.
+    pub fn new(session_id: u64, address: IpAddr, client_id: &str, rights: Option<Arc<Rights>>) -> Arc<Visitor> {
+        Arc::new(Visitor {
+            session_id,
+            address,
+            since: SystemTime::now(),
+            rights: ArcSwapOption::new(rights),
+            client_id: client_id.into(),
+            is_summoned: AtomicBool::new(false),
+            summons: Mutex::default(),
+        })
+    }
+
+    /// Tells it something. That it has to go is not taken back by anything that comes later.
+    pub fn summon(&self, summons: Summons) {
+        let mut waiting = self.summons.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*waiting, Some(Summons::End(..))) {
+            *waiting = Some(summons);
+        }
+        drop(waiting);
+        self.is_summoned.store(true, Ordering::Release);
+    }
+
+    /// That it has to go, and how, if that is what it was told.
+    pub fn ended_by(&self) -> Option<Close> {
+        match *self.summons.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(Summons::End(close, _)) => Some(close),
+            Some(Summons::Judge) | None => None,
+        }
+    }
+
+    /// What it was told since it last looked.
+    pub fn take_summons(&self) -> Option<Summons> {
+        if !self.is_summoned.load(Ordering::Acquire) {
+            return None;
+        }
+        self.is_summoned.store(false, Ordering::Release);
+        self.summons.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 impl Roster {
     /// Opens a link; one with the same client identifier gives way to it.
-    pub fn open(&self, broker: &Broker, opening: Opening, delivery: delivery::Config) -> (Link, Place) {
-        let client_id = opening.client_id.clone();
-        let mut links = self.lock();
-        let number = links.next;
-        links.next += 1;
-        let predecessor = links.by_client.remove(&client_id).map(|(_, handle)| handle);
+    pub fn open(
+        &self,
+        broker: &Broker,
+        opening: Opening,
+        delivery: delivery::Config,
+        visitor: Arc<Visitor>,
+    ) -> (Link, Place) {
+        let client_id: Arc<str> = opening.client_id.as_str().into();
+        let mut seats = self.lock();
+        let number = seats.next;
+        seats.next += 1;
+        let predecessor = seats.by_client.remove(&client_id).map(|seat| seat.handle);
         let link = broker.open(opening, delivery, predecessor);
-        links.by_client.insert(client_id.clone(), (number, link.handle()));
+        seats.by_client.insert(client_id.clone(), Seat { number, handle: link.handle(), visitor });
         (link, Place { client_id, number })
     }
 
     /// The session goes on over another link; a successor keeps its place.
     pub fn moved(&self, place: &Place, handle: Handle) {
-        let mut links = self.lock();
-        if let Some((number, old)) = links.by_client.get_mut(&place.client_id)
-            && *number == place.number
+        let mut seats = self.lock();
+        if let Some(seat) = seats.by_client.get_mut(&place.client_id)
+            && seat.number == place.number
         {
-            *old = handle;
+            seat.handle = handle;
         }
     }
 
     /// The link has ended; a successor keeps its place.
     pub fn leave(&self, place: &Place) {
-        let mut links = self.lock();
-        if links.by_client.get(&place.client_id).is_some_and(|(number, _)| *number == place.number) {
-            links.by_client.remove(&place.client_id);
+        let mut seats = self.lock();
+        if seats.by_client.get(&place.client_id).is_some_and(|seat| seat.number == place.number) {
+            seats.by_client.remove(&place.client_id);
         }
     }
 
+    /// All who are here now.
+    pub fn visitors(&self) -> Vec<Arc<Visitor>> {
+        self.lock().by_client.values().map(|seat| seat.visitor.clone()).collect()
+    }
+
+    /// How many of them belong to this user.
+    pub fn count_of(&self, user: &str) -> usize {
+        let is_of = |visitor: &Visitor| {
+            visitor.rights.load().as_ref().is_some_and(|rights| rights.identity().user.as_deref() == Some(user))
+        };
+        self.lock().by_client.values().filter(|seat| is_of(&seat.visitor)).count()
+    }
+
+    /// Tells something to each session of which this holds, and says how many those are.
+    pub fn summon(&self, is_meant: impl Fn(&Visitor) -> bool, summons: impl Fn() -> Summons) -> usize {
+        let seats = self.lock();
+        let meant = seats.by_client.values().filter(|seat| is_meant(&seat.visitor));
+        meant
+            .map(|seat| {
+                seat.visitor.summon(summons());
+                seat.handle.wake();
+            })
+            .count()
+    }
+
     /// A panic of one session must not be felt by others.
-    fn lock(&self) -> MutexGuard<'_, Links> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,15 +17,18 @@ use tracing::{debug, info};
 
 use super::composing::Composer;
 use super::entrance::{Entrance, Lobby, Newcomer, Pass};
-use super::greeting::{Greeted, greet, no_access_control};
+use super::expiry::{Due, Expiry};
+use super::greeting::no_access_control;
+use super::guard::{self, Greeting, Presented, Renewing, another_user, expiry, greeted, max_subscriptions};
 use super::queue::enter;
 use super::rates::Rates;
-use super::roster::Place;
+use super::roster::{Place, Summons, Visitor};
 use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
-use super::state::{Effect, InvalidFrames, State, judge_levels};
+use super::state::{Effect, State};
 use super::{Config, Roster};
-use crate::access::Reason;
-use crate::broker::{Broker, Event, Link, Opening, Owner, Queue, Ready, Rest};
+use crate::access::{Credential, Failure, Identity, Policy, Reason, Rights};
+use crate::auth::{self, Judge};
+use crate::broker::{Broker, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal, Rest};
 use crate::delivery::{self, Form};
 use crate::metrics;
 use crate::mqtt::inflight::Receipt;
@@ -81,12 +84,16 @@ pub struct Settings {
     pub wire: wire::Config,
     /// The `[delivery]` section.
     pub delivery: delivery::Config,
+    /// Who says who a session is.
+    pub judge: Judge,
+    /// What the roles of a session allow.
+    pub policy: Arc<Policy>,
 }
 
 /// A WebSocket as it comes from the door.
 pub struct Arrival {
-    /// A credential came with the handshake.
-    pub has_credential: bool,
+    /// What came with the handshake to say who it is.
+    pub credential: Option<Presented>,
     /// Whose it is, for the log.
     pub client: IpAddr,
     /// Its right to be there, or why there is none.
@@ -138,15 +145,20 @@ async fn serve<S: Socket>(
     settings: &Arc<Settings>,
     arrival: &mut Arrival,
 ) -> Result<Never, Close> {
-    if arrival.has_credential {
-        peer.reply(Reply::refused(no_access_control(), None));
-        return Err(Close::AuthenticationFailed);
-    }
-    let (auth, answer, first) = Box::pin(greeted(peer, context, settings, arrival.newcomer.take())).await?;
-    let client_id = auth.client_id.clone().unwrap_or_else(|| format!("tidegate-{:016x}", rand::rng().random::<u64>()));
-    let session_id = format!("{:016x}", rand::rng().random::<u64>());
+    let Greeting { auth, answer, first, client_id, rights, token } =
+        Box::pin(greeted(peer, context, settings, arrival)).await?;
+    let number = rand::rng().random::<u64>();
+    let session_id = format!("{number:016x}");
+    let identity = rights.as_ref().map(|rights| rights.identity());
+    let names = context.broker.names(identity, &client_id, token.as_ref());
+    let (broker_id, credentials) = names.map_err(|lacking| {
+        let message = format!("The broker is to be told the {lacking}, which your credential does not say.");
+        peer.reply(Reply::refused(Refusal::new(wire::Code::NotAuthenticated, message), None));
+        Close::AuthenticationFailed
+    })?;
+    let visitor = Visitor::new(number, arrival.client, &client_id, rights.clone());
     let opening = Opening {
-        client_id,
+        client_id: broker_id,
         clean: auth.clean,
         session_expiry: auth.session_expiry,
         will: auth.will.clone(),
@@ -155,15 +167,21 @@ async fn serve<S: Socket>(
         max_inflight: u16::try_from(settings.session.max_inflight.get()).unwrap_or(u16::MAX),
         owner: Owner::Browser,
         is_named: auth.client_id.is_some(),
-        rights: None,
-        credentials: None,
+        rights,
+        credentials: credentials.clone(),
     };
-    let (link, place) = context.roster.open(&context.broker, opening, settings.delivery.clone());
+    let (link, place) = context.roster.open(&context.broker, opening, settings.delivery.clone(), visitor.clone());
+    // What changed before it was in the roster was not told to it.
+    if !Arc::ptr_eq(&context.settings.load(), settings) {
+        visitor.summon(Summons::Judge);
+    }
     let mut attached = Attached {
         link,
         place: Some(place),
         context: context.clone(),
         settings: settings.clone(),
+        visitor,
+        credentials,
         close: Close::Fault,
     };
     let result = Box::pin(attached.serve(peer, auth, answer, first, session_id.clone())).await;
@@ -174,60 +192,17 @@ async fn serve<S: Socket>(
     result
 }
 
-/// Waits for the first frame that opens the session, or for the silence that does.
-async fn greeted<S: Socket>(
-    peer: &mut Peer<S>,
-    context: &Context,
-    settings: &Settings,
-    mut newcomer: Option<Arc<Newcomer>>,
-) -> Result<(Box<Auth>, Option<Option<MsgId>>, Option<S::Text>), Close> {
-    let until = Instant::now() + settings.session.auth_timeout;
-    let mut invalid = InvalidFrames::default();
-    loop {
-        let text = select! {
-            text = timeout_at(until, peer.text()) => text.ok().transpose()?,
-            () = let_go(newcomer.as_deref()) => return Err(peer.turn_away(Reason::MaxUnauthenticated)),
-            () = context.closing.cancelled() => return Err(Close::Drain),
-        };
-        newcomer = None;
-        match greet(text.as_ref().map(AsRef::as_ref)) {
-            Greeted::Open { auth, answer, serve } => match judge(&auth, context, settings) {
-                Ok(()) => return Ok((auth, answer, text.filter(|_| serve))),
-                Err(refusal) => peer.reply(Reply::refused(refusal, answer.flatten())),
-            },
-            Greeted::Again(refusal, msgid) => {
-                let too_many = invalid.count(refusal.code);
-                peer.reply(Reply::refused(refusal, msgid));
-                too_many?;
-            }
-            Greeted::Refused(reply, close) => {
-                peer.reply(reply);
-                return Err(close);
-            }
-        }
-    }
+/// What a client is called that does not say.
+pub fn generated_client_id() -> String {
+    format!("tidegate-{:016x}", rand::rng().random::<u64>())
 }
 
 /// Resolves when one that has said nothing has to go.
-async fn let_go(newcomer: Option<&Newcomer>) {
+pub async fn let_go(newcomer: Option<&Newcomer>) {
     match newcomer {
         Some(newcomer) => newcomer.let_go().await,
         None => pending().await,
     }
-}
-
-/// The limits that an `auth` is held to.
-fn judge(auth: &Auth, context: &Context, settings: &Settings) -> Result<(), Refusal> {
-    let levels = settings.wire.max_topic_levels.get();
-    let filters = auth.subscriptions.iter().map(|subscription| subscription.filter.as_str());
-    let topics = auth.will.iter().map(|will| will.message.topic.as_ref());
-    filters.chain(topics).try_for_each(|topic| judge_levels(topic, levels))?;
-    let max = settings.session.max_subscriptions.get();
-    if auth.subscriptions.len() > max {
-        let message = format!("A session may have {max} subscriptions (session.max_subscriptions); ask for fewer.");
-        return Err(Refusal::new(wire::Code::QuotaExceeded, message));
-    }
-    auth.will.as_ref().map_or(Ok(()), |will| context.broker.judge_will(&will.message))
 }
 
 /// A session's hold on its link: however the session ends, the link hears of it.
@@ -236,6 +211,8 @@ struct Attached {
     place: Option<Place>,
     context: Arc<Context>,
     settings: Arc<Settings>,
+    visitor: Arc<Visitor>,
+    credentials: Option<Arc<Credentials>>,
     close: Close,
 }
 
@@ -285,10 +262,14 @@ impl Attached {
         ready: Ready,
         session_id: String,
     ) -> State {
-        let limits = limits(&self.settings, &ready);
-        debug!(session = session_id, client = ready.client_id, "session opened");
+        let rights = self.visitor.rights.load_full();
+        let limits = limits(&self.settings, &ready, rights.as_deref());
+        let client_id = self.visitor.client_id.to_string();
+        let user = rights.as_ref().and_then(|rights| rights.identity().user.clone());
+        debug!(session = session_id, client = client_id, user, "session opened");
+        let expires_in = rights.as_ref().and_then(|rights| expiry(rights.identity())?.left(Instant::now()).into());
         if let Some(msgid) = &answer {
-            peer.reply(auth_response(msgid.clone()));
+            peer.reply(auth_response(msgid.clone(), expires_in));
         }
         let asked = auth.subscriptions.iter().map(|subscription| &subscription.filter);
         let results = asked.clone().zip(ready.subscriptions.clone()).map(|(filter, result)| match result {
@@ -297,11 +278,11 @@ impl Attached {
         });
         peer.reply(Reply::Welcome {
             session_id,
-            client_id: ready.client_id,
+            client_id,
             protocol: 1,
             session_present: ready.session_present,
             heartbeat: seconds(self.settings.session.heartbeat),
-            expires_in: None,
+            expires_in,
             subscriptions: (!auth.subscriptions.is_empty()).then(|| results.collect()),
             limits,
             msgid: answer.flatten(),
@@ -309,7 +290,7 @@ impl Attached {
         let granted =
             asked.zip(&ready.subscriptions).filter(|(_, result)| result.is_ok()).map(|(filter, _)| filter.clone());
         let rates = Rates::new(&self.settings.session);
-        State::new(limits, self.settings.wire.max_topic_levels.get(), rates, granted)
+        State::new(limits, self.settings.wire.max_topic_levels.get(), rates, rights, granted)
     }
 
     /// Waits until the broker has accepted the session.
@@ -329,7 +310,12 @@ impl Attached {
                 }
             }
             select! {
-                () = self.link.downlink.to_session.raised() => {}
+                () = self.link.downlink.to_session.raised() => {
+                    // Whoever has to go before the session is open goes; all else is seen when it is.
+                    if let Some(close) = self.visitor.ended_by() {
+                        return Err(close);
+                    }
+                }
                 () = peer.gone() => return Err(Close::Lost),
                 () = sleep_until(until) => {
                     peer.reply(Reply::refused(Refusal::broker_unavailable(), None));
@@ -353,6 +339,15 @@ struct Open<'a, S: Socket> {
     is_settling: bool,
     context: &'a Context,
     settings: &'a Settings,
+    visitor: &'a Visitor,
+    /// Who let it in.
+    judged_by: Judge,
+    /// What it shows to the broker.
+    credentials: Option<Arc<Credentials>>,
+    /// When its token ends.
+    expiry: Option<Expiry>,
+    /// A new token that is being judged; meanwhile the client is not read.
+    renewing: Option<Box<Renewing>>,
     /// For the broker's side, as it has room.
     commands: Queue,
     /// What is being written.
@@ -395,6 +390,11 @@ impl<'a, S: Socket> Open<'a, S> {
             is_settling: false,
             context: &attached.context,
             settings: &attached.settings,
+            visitor: &attached.visitor,
+            judged_by: attached.settings.judge.clone(),
+            credentials: attached.credentials.clone(),
+            expiry: attached.visitor.rights.load().as_ref().and_then(|rights| expiry(rights.identity())),
+            renewing: None,
             commands: VecDeque::new(),
             batch: Batch::default(),
             composer: Composer::default(),
@@ -426,6 +426,9 @@ impl<'a, S: Socket> Open<'a, S> {
         let closing = closing.cancelled();
         tokio::pin!(timer, closing);
         loop {
+            if let Some(summons) = self.visitor.take_summons() {
+                self.on_summons(summons)?;
+            }
             if !self.peer.writing.is_pending() {
                 self.fill()?;
             }
@@ -460,6 +463,7 @@ impl<'a, S: Socket> Open<'a, S> {
                 () = self.link.downlink.to_session.raised(), if is_writing => {
                     self.on_events(self.link.downlink.take_events())?;
                 }
+                judged = judged(&mut self.renewing) => self.on_renewed(judged),
             }
         }
     }
@@ -600,7 +604,100 @@ impl<'a, S: Socket> Open<'a, S> {
 
     /// The client is read no faster than the broker takes its requests and than itself takes their answers.
     fn may_read(&self) -> bool {
-        self.commands.is_empty() && !self.peer.writing.is_full()
+        self.commands.is_empty() && !self.peer.writing.is_full() && self.renewing.is_none()
+    }
+
+    /// Somebody outside has something to say.
+    fn on_summons(&mut self, summons: Summons) -> Result<(), Close> {
+        match summons {
+            Summons::End(close, refusal) => {
+                if let Some(refusal) = refusal {
+                    self.peer.reply(Reply::refused(refusal, None));
+                }
+                Err(close)
+            }
+            Summons::Judge => {
+                let settings = self.context.settings.load();
+                let rights = match (settings.judge.is_on(), self.visitor.rights.load_full()) {
+                    (false, _) => None,
+                    (true, earlier) => {
+                        let identity = match &earlier {
+                            Some(rights) => {
+                                settings.judge.stands(rights.identity(), rights.client_id(), &self.judged_by)
+                            }
+                            None => settings.judge.anonymous(),
+                        };
+                        let identity = identity.ok_or_else(|| {
+                            let message =
+                                "The configuration does not let this session go on; connect with a new token.";
+                            self.peer.reply(Reply::refused(Refusal::new(wire::Code::NotAuthenticated, message), None));
+                            Close::Revoked
+                        })?;
+                        Some(Arc::new(Rights::new(settings.policy.clone(), identity, &self.visitor.client_id)))
+                    }
+                };
+                self.judged_by = settings.judge.clone();
+                self.set_rights(rights, self.credentials.clone());
+                Ok(())
+            }
+        }
+    }
+
+    /// From now on the session may do that.
+    fn set_rights(&mut self, rights: Option<Arc<Rights>>, credentials: Option<Arc<Credentials>>) {
+        self.state.set_rights(rights.clone());
+        self.expiry = rights.as_ref().and_then(|rights| expiry(rights.identity()));
+        self.visitor.rights.store(rights.clone());
+        self.credentials.clone_from(&credentials);
+        self.link.downlink.renew(Renewal { rights, credentials });
+    }
+
+    /// A later `auth`: it renews the token, and all else in it is ignored.
+    fn on_renewal(&mut self, credential: Option<Credential>, msgid: Option<MsgId>) {
+        let rights = self.visitor.rights.load_full();
+        let (credential, rights) = match (credential, rights) {
+            (Some(credential), Some(rights)) => (credential, rights),
+            (None, Some(rights)) if rights.identity().user.is_some() => {
+                let message = "An `auth` on an open session renews its token: give the new one.";
+                let refusal = Refusal::new(wire::Code::NotAuthenticated, message);
+                return self.peer.reply(Reply::refused(refusal, msgid));
+            }
+            (Some(_), None) => return self.peer.reply(Reply::refused(no_access_control(), msgid)),
+            (None, _) => return self.peer.reply(auth_response(msgid, None)),
+        };
+        let visitor = auth::Visitor { address: self.visitor.address, client_id: Some(rights.client_id().to_owned()) };
+        // As the configuration is now, and not as it was when the session began.
+        let judge = self.context.settings.load().judge.clone();
+        self.judged_by = judge.clone();
+        let patience = self.settings.session.auth_timeout;
+        self.renewing = Some(Box::new(Renewing::begin(judge, credential, visitor, msgid, patience)));
+    }
+
+    fn on_renewed(&mut self, judged: Result<Identity, Failure>) {
+        let Some(renewing) = self.renewing.take() else { return };
+        let Renewing { msgid, token, .. } = *renewing;
+        let refusal = match (judged, self.visitor.rights.load_full()) {
+            (Err(failure), _) => guard::refusal(&failure),
+            // Access control was turned off meanwhile.
+            (Ok(_), None) => no_access_control(),
+            (Ok(identity), Some(rights)) if identity.user != rights.identity().user => another_user(),
+            (Ok(identity), Some(rights)) => {
+                match self.context.broker.names(Some(&identity), rights.client_id(), token.as_ref()) {
+                    Err(lacking) => {
+                        let message = format!("The broker is to be told the {lacking}, which the token does not say.");
+                        Refusal::new(wire::Code::NotAuthenticated, message)
+                    }
+                    Ok((_, credentials)) => {
+                        let expires_in = expiry(&identity).map(|expiry| expiry.left(Instant::now()));
+                        self.peer.reply(auth_response(msgid, expires_in));
+                        let policy = self.context.settings.load().policy.clone();
+                        let rights = Rights::new(policy, identity, rights.client_id());
+                        return self.set_rights(Some(Arc::new(rights)), credentials);
+                    }
+                }
+            }
+        };
+        self.peer.reply(Reply::refused(refusal, msgid));
     }
 
     fn on_flushed(&mut self, frames: bool) {
@@ -651,7 +748,7 @@ impl<'a, S: Socket> Open<'a, S> {
         for effect in effects {
             match effect {
                 Effect::Reply(reply) => self.peer.reply(reply),
-                Effect::Renew(msgid) => self.peer.reply(auth_response(msgid)),
+                Effect::Renew(credential, msgid) => self.on_renewal(credential, msgid),
                 Effect::Ask(command) => self.commands.push_back((StdInstant::now(), command)),
                 Effect::Confirm(receipt) => self.link.downlink.confirm([receipt]),
                 Effect::Published(qos, after) => metrics::publish_answered(qos, after),
@@ -684,8 +781,9 @@ impl<'a, S: Socket> Open<'a, S> {
     fn next_wake(&mut self) -> Instant {
         let is_writing = self.peer.writing.is_pending();
         let looks_at = self.looks_at.filter(|_| !is_writing).map(Instant::from_std);
+        let next = self.expiry.map_or(self.next_ping, |expiry| expiry.next().min(self.next_ping));
         if !is_writing && self.dropped == 0 {
-            return looks_at.map_or(self.next_ping, |at| at.min(self.next_ping));
+            return looks_at.map_or(next, |at| at.min(next));
         }
         let now = Instant::now();
         if is_writing && self.batch.progress.is_none() {
@@ -693,7 +791,7 @@ impl<'a, S: Socket> Open<'a, S> {
         }
         let writing = self.batch.progress.map(|(_, since)| (since + STALL).max(now + STALL / 4));
         let drops = (self.dropped > 0).then(|| now + Duration::from_secs(1));
-        writing.into_iter().chain(drops).chain(looks_at).fold(self.next_ping, Instant::min)
+        writing.into_iter().chain(drops).chain(looks_at).fold(next, Instant::min)
     }
 
     fn on_timer(&mut self) -> Result<(), Close> {
@@ -701,6 +799,11 @@ impl<'a, S: Socket> Open<'a, S> {
         self.watch_progress(now)?;
         if !self.peer.writing.is_pending() {
             self.tell_drops(0);
+        }
+        match self.expiry.as_mut().and_then(|expiry| expiry.due(now)) {
+            Some(Due::Notice(seconds)) => self.peer.reply(Reply::Expiring { seconds }),
+            Some(Due::End) => return Err(Close::TokenExpired),
+            None => {}
         }
         if now < self.next_ping {
             return Ok(());
@@ -772,7 +875,7 @@ impl<S: Socket> Peer<S> {
     }
 
     /// The next text frame.
-    async fn text(&mut self) -> Result<S::Text, Close> {
+    pub async fn text(&mut self) -> Result<S::Text, Close> {
         loop {
             match self.turn(!self.writing.is_full()).await? {
                 Turn::Flushed { .. } => {}
@@ -788,7 +891,7 @@ impl<S: Socket> Peer<S> {
     }
 
     /// Resolves when writing finds that the connection is gone. Reading would take a frame that is not due yet.
-    async fn gone(&mut self) {
+    pub async fn gone(&mut self) {
         while self.turn(false).await.is_ok() {}
     }
 
@@ -836,12 +939,20 @@ impl<S: Socket> Peer<S> {
     }
 }
 
-fn limits(settings: &Settings, ready: &Ready) -> Limits {
+/// Resolves when a new token is judged, if one is being judged.
+async fn judged(renewing: &mut Option<Box<Renewing>>) -> Result<Identity, Failure> {
+    match renewing {
+        Some(renewing) => poll_fn(|context| renewing.poll(context)).await,
+        None => pending().await,
+    }
+}
+
+fn limits(settings: &Settings, ready: &Ready, rights: Option<&Rights>) -> Limits {
     let abilities = &ready.abilities;
     Limits {
         max_frame: settings.wire.max_frame.get(),
         max_payload: settings.wire.max_payload.get().min(abilities.maximum_packet_size),
-        max_subscriptions: settings.session.max_subscriptions.get(),
+        max_subscriptions: max_subscriptions(settings, rights),
         max_inflight: settings.session.max_inflight.get().min(abilities.receive_maximum.into()),
         max_qos: abilities.maximum_qos.number(),
         retain: abilities.retain,
@@ -850,9 +961,9 @@ fn limits(settings: &Settings, ready: &Ready) -> Limits {
 }
 
 /// The answer to an `auth`.
-fn auth_response(msgid: Option<MsgId>) -> Reply {
+fn auth_response(msgid: Option<MsgId>, expires_in: Option<u64>) -> Reply {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Reply::AuthResponse { status: "success", timestamp: now.as_millis() as u64, expires_in: None, msgid }
+    Reply::AuthResponse { status: "success", timestamp: now.as_millis() as u64, expires_in, msgid }
 }
 
 fn seconds(duration: Duration) -> Number {

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::access::{Credential, Rights};
 use crate::broker::{Command, Event};
 use crate::delivery::Delivery;
 use crate::mqtt::inflight::{Receipt, RequestId};
@@ -13,7 +14,7 @@ use crate::wire::{
     Ack, ClientFrame, Close, Code, Limits, MsgId, Refusal, Reply, Subscription, TopicResult, Undecoded, json,
 };
 
-use super::greeting::no_access_control;
+use super::guard::credential_of;
 use super::rates::{Over, Rates};
 
 /// Answers that are remembered for publishes that come again.
@@ -28,8 +29,8 @@ const MAX_INVALID_FRAMES: u32 = 20;
 pub enum Effect {
     /// The client is told.
     Reply(Reply),
-    /// An `auth` of an open session is answered.
-    Renew(Option<MsgId>),
+    /// An `auth` of an open session: its credential is judged, if it has one, and it is answered.
+    Renew(Option<Credential>, Option<MsgId>),
     /// The broker is asked.
     Ask(Box<Command>),
     /// The broker is told that the client has these.
@@ -57,6 +58,8 @@ pub struct State {
     renewed: Vec<TopicFilter>,
     invalid: InvalidFrames,
     rates: Rates,
+    /// What it may do; nothing stands for everything.
+    rights: Option<Arc<Rights>>,
 }
 
 /// How many frames in a row were none of the protocol.
@@ -101,6 +104,7 @@ impl State {
         limits: Limits,
         max_topic_levels: usize,
         rates: Rates,
+        rights: Option<Arc<Rights>>,
         filters: impl Iterator<Item = TopicFilter>,
     ) -> State {
         State {
@@ -115,6 +119,7 @@ impl State {
             renewed: Vec::new(),
             invalid: InvalidFrames::default(),
             rates,
+            rights,
         }
     }
 
@@ -156,11 +161,8 @@ impl State {
             ClientFrame::Subscribe(entries) => self.on_subscribe(entries, msgid),
             ClientFrame::Unsubscribe(entries) => self.on_unsubscribe(entries, msgid),
             ClientFrame::Ping => vec![Effect::Reply(Reply::Pong { msgid })],
-            ClientFrame::Auth(auth) if auth.has_credential() => {
-                vec![Effect::Reply(Reply::refused(no_access_control(), msgid))]
-            }
-            // A renewal; all but its token is ignored.
-            ClientFrame::Auth(_) => vec![Effect::Renew(msgid)],
+            // A renewal; all but its credential is ignored.
+            ClientFrame::Auth(auth) => vec![Effect::Renew(credential_of(&auth), msgid)],
         }
     }
 
@@ -205,7 +207,13 @@ impl State {
                 format!("The payload may have {max} bytes (wire.max_payload)."),
             ));
         }
-        judge_levels(message.topic.as_ref(), self.max_topic_levels)
+        judge_levels(message.topic.as_ref(), self.max_topic_levels)?;
+        self.rights.as_ref().map_or(Ok(()), |rights| rights.publish(message))
+    }
+
+    /// From now on the session may do that. What it has subscribed to is for the link to judge.
+    pub fn set_rights(&mut self, rights: Option<Arc<Rights>>) {
+        self.rights = rights;
     }
 
     fn on_subscribe(&mut self, entries: Vec<Asked<Subscription>>, msgid: Option<MsgId>) -> Vec<Effect> {

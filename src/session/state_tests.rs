@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use super::*;
@@ -40,7 +41,7 @@ impl Scene {
 
     fn with(config: Config, filters: &[&str]) -> Scene {
         let filters = filters.iter().map(|text| filter(text));
-        Scene { state: State::new(LIMITS, MAX_LEVELS, Rates::new(&config), filters), now: Instant::now() }
+        Scene { state: State::new(LIMITS, MAX_LEVELS, Rates::new(&config), None, filters), now: Instant::now() }
     }
 
     fn text(&mut self, text: &str) -> Told {
@@ -513,16 +514,19 @@ fn a_later_auth_is_a_renewal_and_changes_nothing_else() {
         "will": {"topic": "a", "payload": ""}, "msgid": 3,
     });
     let told = scene.send(renewal);
-    assert!(matches!(&told.0[..], [Effect::Renew(Some(MsgId::Number(3)))]), "{told:?}");
+    assert!(matches!(&told.0[..], [Effect::Renew(None, Some(MsgId::Number(3)))]), "{told:?}");
     assert_eq!(told.asked(), Vec::<RequestId>::new());
 }
 
 #[test]
-fn a_renewal_with_a_token_fails_and_the_session_lives_on() {
+fn the_token_of_a_later_auth_is_to_be_judged_and_is_not_said_again() {
     let mut scene = Scene::new();
     let told = scene.send(json!({"type": "auth", "token": "secret", "msgid": 3}));
-    assert_eq!((told.said(), told.closes()), (vec![error("not_authenticated", 3, false)], None));
     let Told(effects) = &told;
+    let [Effect::Renew(Some(Credential::Token(token)), Some(MsgId::Number(3)))] = &effects[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!(token.expose_secret(), "secret");
     assert!(!format!("{effects:?}").contains("secret"), "a secret is not said again");
 }
 

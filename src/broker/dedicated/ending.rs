@@ -33,11 +33,16 @@ pub(super) enum Stage {
 }
 
 impl Dedicated {
+    /// The will is to be published, if there is one.
+    fn fires_will(&self, end: &End) -> bool {
+        end.close.fires_will() && !self.is_will_void
+    }
+
     /// The broker would publish the will of this session, and must be told not to.
     pub(super) fn owes_goodbye(&self, end: &End) -> bool {
         self.opening.will.is_some()
             && !self.setup.is_embedded()
-            && (!end.close.fires_will() || !self.is_ready || end.stage == Stage::Will)
+            && (!self.fires_will(end) || !self.is_ready || end.stage == Stage::Will)
     }
 
     /// `is_asking`: CONNECT may be on its way, and nobody knows whether the broker takes it.
@@ -91,14 +96,16 @@ impl Dedicated {
         }
         loop {
             let idle = self.is_idle();
+            let is_void = self.is_will_void;
             let Some(end) = &mut self.end else { return false };
+            let fires_will = end.close.fires_will() && !is_void;
             let now = Instant::now();
             let passed = now >= end.until;
             match (end.stage, &self.opening.will) {
                 (Stage::Requests, _) if !idle && !passed => return false,
                 // The broker waits for that long anyway: it has the will.
-                (Stage::Requests, Some(will)) if end.close.fires_will() && self.setup.holds(will) => return true,
-                (Stage::Requests, Some(will)) if end.close.fires_will() => {
+                (Stage::Requests, Some(will)) if fires_will && self.setup.holds(will) => return true,
+                (Stage::Requests, Some(will)) if fires_will => {
                     end.stage = Stage::WillDelay;
                     end.until = now + Duration::from_secs(will.delay.into());
                 }
@@ -147,8 +154,8 @@ impl Dedicated {
         let is_revoked = self.end.as_ref().is_some_and(|end| end.close == Close::Revoked);
         let expiry = if self.opening.clean || is_revoked { 0 } else { self.opening.session_expiry };
         let left_to_broker = match (&self.end, &self.opening.will) {
-            (Some(End { close, stage: Stage::Requests, .. }), Some(will))
-                if close.fires_will() && self.is_ready && self.setup.holds(will) =>
+            (Some(end @ End { stage: Stage::Requests, .. }), Some(will))
+                if self.fires_will(end) && self.is_ready && self.setup.holds(will) =>
             {
                 Some(will)
             }

@@ -147,9 +147,18 @@ impl Dedicated {
     }
 
     /// Ends what the session may not read any more, at once: what waits for it leaves, and what still comes of it is dropped.
-    pub(super) fn judge_anew(&mut self, rights: Arc<Rights>) {
-        self.opening.rights = Some(rights.clone());
+    pub(super) fn judge_anew(&mut self, rights: Option<Arc<Rights>>) {
+        self.opening.rights.clone_from(&rights);
         let mut ended = Vec::new();
+        let Some(rights) = rights else {
+            // Nothing ends, and nothing is left out any more.
+            for filter in self.subscriptions.iter().map(|subscription| subscription.filter.clone()).collect::<Vec<_>>()
+            {
+                self.subscriptions.set_narrowed(&filter, false);
+            }
+            return;
+        };
+        self.is_will_void = self.opening.will.as_ref().is_some_and(|will| rights.publish(&will.message).is_err());
         for subscription in self.subscriptions.iter().cloned().collect::<Vec<_>>() {
             let Subscription { filter, options, .. } = &subscription;
             match rights.subscribe(filter, options.qos) {

@@ -400,13 +400,14 @@ impl Hub {
     /// Ends what the session may not read any more, at once.
     fn judge_anew(&mut self, number: u64, renewal: Renewal) {
         let Some(session) = self.sessions.get_mut(&number) else { return };
-        session.rights = Some(renewal.rights.clone());
+        session.rights.clone_from(&renewal.rights);
         session.credentials = renewal.credentials;
+        let Some(rights) = renewal.rights else { return };
         let (index, downlink) = (session.index, session.downlink.clone());
         let mut ended = Vec::new();
         for Subscription { filter, options, .. } in self.readers.subscriptions_of(index) {
             // What is allowed in part is judged message by message, which takes a client of its own: who wants that asks again.
-            if renewal.rights.subscribe(&filter, options.qos).is_ok_and(|granted| !granted.is_narrowed) {
+            if rights.subscribe(&filter, options.qos).is_ok_and(|granted| !granted.is_narrowed) {
                 continue;
             }
             self.stop_reading(number, &filter);
@@ -738,8 +739,7 @@ impl Hub {
         let Some(session) = self.sessions.get_mut(&number) else { return };
         let Some(mut moving) = session.moving.take() else { return };
         let Some(left) = moving.left.take() else { return };
-        moving.renewal =
-            session.rights.clone().map(|rights| Renewal { rights, credentials: session.credentials.clone() });
+        moving.renewal = Some(Renewal { rights: session.rights.clone(), credentials: session.credentials.clone() });
         self.leave(number);
         let _ = left.send(*moving);
     }

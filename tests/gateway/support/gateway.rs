@@ -104,6 +104,23 @@ impl Gateway {
         eventually("the gateway is ready", async || self.get(&self.address, "/readyz").await.0 == 200).await;
     }
 
+    /// Runs the program with a command, gives it this to read, and takes what it prints.
+    pub async fn run(arguments: &[&str], input: &str) -> String {
+        let mut child = Command::new(PROGRAM)
+            .args(arguments)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program was built");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(input.as_bytes()).await.expect("it reads");
+        drop(stdin);
+        let output = timeout(PATIENCE, child.wait_with_output()).await.expect("in time").expect("it ran");
+        assert!(output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+
     /// The port where browsers connect.
     pub fn port(&self) -> u16 {
         self.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("an address has a port")
