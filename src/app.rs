@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::audit::{self, Audit, Event};
 use crate::broker::{self, Broker, Standing};
 use crate::config::{Change, Config, ConfigError};
 use crate::log::Log;
@@ -25,6 +26,10 @@ use crate::{http, metrics, systemd};
 const BROKER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long operators may take to have their last answers, once all else is over.
 const LAST_LOOK: Duration = Duration::from_secs(1);
+/// How long the last lines of the audit log may take to be written, when even that is over.
+const LAST_LINES: Duration = Duration::from_secs(1);
+/// Who changes the configuration, as the audit log has it: whoever may send the process a signal.
+const BY_SIGNAL: &str = "SIGHUP";
 
 /// The running gateway.
 pub struct App {
@@ -45,6 +50,8 @@ pub struct App {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum StartError {
+    #[error(transparent)]
+    Audit(#[from] audit::StartError),
     #[error(transparent)]
     Broker(#[from] broker::StartError),
     #[error(transparent)]
@@ -71,6 +78,7 @@ impl App {
         let over = CancellationToken::new();
         let listener = http::listen("http.listen", config.http.listen, config.http.backlog).await?;
         let admin_listener = http::listen("http.admin_listen", config.http.admin_listen, config.http.backlog).await?;
+        let audit = Audit::start(&config.audit)?;
         let broker_timeout = config.broker.request_timeout;
         let broker = Broker::start(config.broker.clone(), tasks.clone(), closing.clone())?;
         metrics::outbox_limit(config.delivery.max_total_bytes.get());
@@ -85,8 +93,10 @@ impl App {
             closing,
             drain,
             overload: Overload::new(config.connections.max_stall),
+            audit,
         });
         let (listen, admin_listen) = (listener.address()?, admin_listener.address()?);
+        context.audit.record(&Event::Started { version: env!("CARGO_PKG_VERSION") });
         let closing = &context.closing;
         context.tasks.spawn(closing.clone().run_until_cancelled_owned(metrics::upkeep(page.clone())));
         let lingering = TaskTracker::new();
@@ -133,7 +143,10 @@ impl App {
         let is_applied = read.is_ok();
         match read {
             Ok(new) => self.replace(new),
-            Err(error) => error!(%error, "the configuration can't be read again: the old one stays in force"),
+            Err(error) => {
+                self.context.audit.record(&Event::ConfigurationRefused { by: BY_SIGNAL, why: &error.to_string() });
+                error!(%error, "the configuration can't be read again: the old one stays in force");
+            }
         }
         metrics::configuration_reloaded(is_applied);
         systemd::ready(&self.status());
@@ -147,6 +160,7 @@ impl App {
             self.log.set_level(&next.log.level);
         }
         changes.iter().for_each(tell);
+        changes.iter().for_each(|change| self.context.audit.record(&changed(change)));
         let needing_restart = changes.iter().filter(|change| change.needs_restart).count();
         info!(changed = changes.len(), needing_restart, "the configuration was read again");
         if !is_louder {
@@ -158,6 +172,7 @@ impl App {
         self.context.lobby.set_limits(&next.connections);
         self.admin_lobby.set_limits(&next.connections);
         self.context.overload.set_max_stall(next.connections.max_stall);
+        self.context.audit.set_rules(&next.audit);
         self.config = next;
     }
 
@@ -167,9 +182,9 @@ impl App {
     }
 
     /// Stops. First the gateway is not ready and serves all the same, where a notice is wanted; then no new connections, what waits
-    /// for browsers, a `bye` to each, the last requests, and a goodbye to the broker.
+    /// for browsers, a `bye` to each, the last requests, a goodbye to the broker, and the last lines of the audit log.
     pub async fn stop(self) {
-        let Context { drain, tasks, .. } = &*self.context;
+        let Context { drain, tasks, audit, .. } = &*self.context;
         drain.announce();
         systemd::stopping("Draining");
         if let Some(notice) = self.config.shutdown.notice {
@@ -187,6 +202,8 @@ impl App {
         self.over.cancel();
         self.admin.close();
         let _ = timeout(LAST_LOOK, self.admin.wait()).await;
+        audit.record(&Event::Stopped);
+        audit.finish(Instant::now() + LAST_LINES).await;
     }
 }
 
@@ -201,6 +218,11 @@ fn tell(change: &Change) {
         false => info!(setting, from, to, "changed and in force, for sessions from now on"),
         true => warn!(setting, from, to, "changed, but needs a restart"),
     }
+}
+
+fn changed(change: &Change) -> Event<'_> {
+    let Change { setting, from, to, needs_restart } = change;
+    Event::ConfigurationChanged { by: BY_SIGNAL, setting, from, to, needs_restart: *needs_restart }
 }
 
 impl fmt::Display for App {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::{Sink, Stream};
+use tidegate::audit::Audit;
 use tidegate::broker::{self, Broker};
 use tidegate::overload::Overload;
 use tidegate::session::{Arrival, Context, Entrance, Inbound, Lobby, Outbound, Pass, Roster, Settings, Socket};
@@ -89,6 +90,7 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
         closing,
         drain,
         overload: Overload::new(Duration::from_secs(3600)),
+        audit: Audit::default(),
     });
     for sessions in 1..=2 {
         // The last comes first. The second session waits for the first's place, if that was not left.

@@ -25,6 +25,7 @@ use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, InvalidFrames, State, judge_levels};
 use super::{Config, Roster};
 use crate::access::Reason;
+use crate::audit::Audit;
 use crate::broker::{Broker, Event, Link, Opening, Owner, Queue, Ready, Rest};
 use crate::delivery::{self, Form};
 use crate::metrics;
@@ -71,6 +72,8 @@ pub struct Context {
     pub drain: Drain,
     /// Whether the event loop keeps up.
     pub overload: Overload,
+    /// Where is recorded what sessions do.
+    pub audit: Audit,
 }
 
 /// What a session goes by from its upgrade to its end, whatever the configuration becomes meanwhile.
