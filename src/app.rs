@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::access::Policy;
+use crate::audit::{self, Audit, Event};
 use crate::auth::{self, Judge, Revoked};
 use crate::broker::{self, Broker, Standing};
 use crate::config::{Change, Config, ConfigError};
@@ -28,6 +29,10 @@ use crate::{http, metrics, systemd};
 const BROKER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long operators may take to have their last answers, once all else is over.
 const LAST_LOOK: Duration = Duration::from_secs(1);
+/// How long the last lines of the audit log may take to be written, when even that is over.
+const LAST_LINES: Duration = Duration::from_secs(1);
+/// Who changes the configuration, as the audit log has it: whoever may send the process a signal.
+const BY_SIGNAL: &str = "SIGHUP";
 
 /// The running gateway.
 pub struct App {
@@ -50,6 +55,8 @@ pub struct App {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum StartError {
+    #[error(transparent)]
+    Audit(#[from] audit::StartError),
     #[error(transparent)]
     Broker(#[from] broker::StartError),
     #[error(transparent)]
@@ -78,6 +85,7 @@ impl App {
         let over = CancellationToken::new();
         let listener = http::listen("http.listen", config.http.listen, config.http.backlog).await?;
         let admin_listener = http::listen("http.admin_listen", config.http.admin_listen, config.http.backlog).await?;
+        let audit = Audit::start(&config.audit)?;
         let broker_timeout = config.broker.request_timeout;
         let broker = Broker::start(config.broker.clone(), tasks.clone(), closing.clone())?;
         metrics::outbox_limit(config.delivery.max_total_bytes.get());
@@ -96,8 +104,10 @@ impl App {
             closing,
             drain,
             overload: Overload::new(config.connections.max_stall),
+            audit,
         });
         let (listen, admin_listen) = (listener.address()?, admin_listener.address()?);
+        context.audit.record(&Event::Started { version: env!("CARGO_PKG_VERSION") });
         let closing = &context.closing;
         context.tasks.spawn(closing.clone().run_until_cancelled_owned(metrics::upkeep(page.clone())));
         let lingering = TaskTracker::new();
@@ -149,7 +159,10 @@ impl App {
         let is_applied = renewed.is_ok();
         match renewed {
             Ok((new, judge)) => self.replace(new, judge),
-            Err(error) => error!(error, "the configuration can't be read again: the old one stays in force"),
+            Err(error) => {
+                self.context.audit.record(&Event::ConfigurationRefused { by: BY_SIGNAL, why: &error });
+                error!(%error, "the configuration can't be read again: the old one stays in force");
+            }
         }
         metrics::configuration_reloaded(is_applied);
         systemd::ready(&self.status());
@@ -163,6 +176,7 @@ impl App {
             self.log.set_level(&next.log.level);
         }
         changes.iter().for_each(tell);
+        changes.iter().for_each(|change| self.context.audit.record(&changed(change)));
         let needing_restart = changes.iter().filter(|change| change.needs_restart).count();
         info!(changed = changes.len(), needing_restart, "the configuration was read again");
         if !is_louder {
@@ -175,6 +189,7 @@ impl App {
         self.context.lobby.set_limits(&next.connections);
         self.admin_lobby.set_limits(&next.connections);
         self.context.overload.set_max_stall(next.connections.max_stall);
+        self.context.audit.set_rules(&next.audit);
         self.config = next;
         if changes
             .iter()
@@ -191,9 +206,9 @@ impl App {
     }
 
     /// Stops. First the gateway is not ready and serves all the same, where a notice is wanted; then no new connections, what waits
-    /// for browsers, a `bye` to each, the last requests, and a goodbye to the broker.
+    /// for browsers, a `bye` to each, the last requests, a goodbye to the broker, and the last lines of the audit log.
     pub async fn stop(self) {
-        let Context { drain, tasks, .. } = &*self.context;
+        let Context { drain, tasks, audit, .. } = &*self.context;
         drain.announce();
         systemd::stopping("Draining");
         if let Some(notice) = self.config.shutdown.notice {
@@ -211,6 +226,8 @@ impl App {
         self.over.cancel();
         self.admin.close();
         let _ = timeout(LAST_LOOK, self.admin.wait()).await;
+        audit.record(&Event::Stopped);
+        audit.finish(Instant::now() + LAST_LINES).await;
     }
 }
 
@@ -247,6 +264,11 @@ fn tell(change: &Change) {
         false => info!(setting, from, to, "changed and in force, for sessions from now on"),
         true => warn!(setting, from, to, "changed, but needs a restart"),
     }
+}
+
+fn changed(change: &Change) -> Event<'_> {
+    let Change { setting, from, to, needs_restart } = change;
+    Event::ConfigurationChanged { by: BY_SIGNAL, setting, from, to, needs_restart: *needs_restart }
 }
 
 impl fmt::Display for App {

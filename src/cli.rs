@@ -1,7 +1,10 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::audit::Hash;
 use crate::config::Flags;
 
 /// MQTT for web apps: a WebSocket gateway that gives every browser session its own MQTT client.
@@ -17,7 +20,7 @@ pub struct Cli {
 }
 
 /// What Tidegate can do besides running.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Show the configuration as it would be in force, its secrets aside, or what is wrong with it
     CheckConfig,
@@ -28,6 +31,9 @@ pub enum Command {
         /// What it is
         of: Hashed,
     },
+    /// Look at an audit log
+    #[command(subcommand)]
+    Audit(AuditCommand),
 }
 
 /// What the configuration has a hash of.
@@ -37,6 +43,20 @@ pub enum Hashed {
     Token,
     /// A password, for [auth.users.NAME]
     Password,
+}
+
+/// What can be done with an audit log.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum AuditCommand {
+    /// Find lines that were changed, taken out or moved; the status is 0 if there are none, 1 if there are, 2 if a file can't be read
+    Verify {
+        /// A hash of this log that was noted down: if its line is not there, the log was cut off or written anew
+        #[arg(long, value_name = "HASH")]
+        expect_hash: Option<Hash>,
+        /// The files of one log, in any order
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
 }
 
 const AFTER_HELP: &str = "\
@@ -67,6 +87,23 @@ mod tests {
             let cli = Cli::try_parse_from(line).unwrap();
             assert_eq!(cli.command, Some(Command::CheckConfig), "{line:?}");
             assert_eq!(cli.flags.broker.as_deref(), Some("mqtt://mosquitto"), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn an_audit_log_is_verified_by_its_files_and_a_hash_that_was_noted_down() {
+        let hash = Hash::of(b"");
+        for (arguments, expected) in [
+            (vec!["a.jsonl"], Some(None)),
+            (vec!["a.jsonl", "b.jsonl", "--expect-hash", &hash.to_string()], Some(Some(hash))),
+            (vec![], None),
+            (vec!["a.jsonl", "--expect-hash", "e3b0"], None),
+        ] {
+            let parsed = Cli::try_parse_from(["tidegate", "audit", "verify"].iter().chain(&arguments));
+            let command = parsed.ok().and_then(|cli| cli.command);
+            let files = arguments.iter().take_while(|argument| !argument.starts_with('-')).map(PathBuf::from).collect();
+            let expected = expected.map(|expect_hash| Command::Audit(AuditCommand::Verify { expect_hash, files }));
+            assert_eq!(command, expected, "{arguments:?}");
         }
     }
 }

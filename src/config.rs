@@ -21,7 +21,7 @@ use toml::{Table, Value};
 pub use self::changes::Change;
 pub use self::environment::environment;
 pub use self::flags::Flags;
-use crate::{access, auth, broker, delivery, http, log, runtime, session, shutdown, wire};
+use crate::{access, audit, auth, broker, delivery, http, log, runtime, session, shutdown, wire};
 
 /// A configuration file with every setting, its meaning and, as a comment, its default.
 pub const TEMPLATE: &str = include_str!("config/default.toml");
@@ -48,6 +48,8 @@ pub struct Config {
     pub runtime: runtime::Config,
     /// What is logged.
     pub log: log::Config,
+    /// What is recorded.
+    pub audit: audit::Config,
     /// How Tidegate stops.
     pub shutdown: shutdown::Config,
     /// Who may do what, by the name of the role.
@@ -105,6 +107,7 @@ impl Config {
             .and_then(|()| self.broker.check())
             .and_then(|()| self.wire.check())
             .and_then(|()| self.runtime.check())
+            .and_then(|()| self.audit.check())
             .map_err(ConfigError::Together)
     }
 }

@@ -12,6 +12,7 @@
 
 pub mod access;
 pub mod app;
+pub mod audit;
 pub mod auth;
 pub mod broker;
 pub mod cli;

@@ -1,13 +1,15 @@
 //! The program: arguments, configuration, start, a signal, the end.
 
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use secrecy::SecretString;
 use tidegate::app::{App, tell_panics};
+use tidegate::audit::{self, Finding, Hash};
 use tidegate::broker::{BrokerUrl, Upstream};
-use tidegate::cli::{Cli, Command, Hashed};
+use tidegate::cli::{AuditCommand, Cli, Command, Hashed};
 use tidegate::config::{Config, Flags, TEMPLATE, environment};
 use tidegate::log::{self, Log};
 use tidegate::runtime::{self, Descriptors, needed_descriptors};
@@ -19,37 +21,52 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The status of a configuration that can't be used.
 const BAD_CONFIGURATION: u8 = 2;
+/// The status of an audit log that can't be read, which says nothing of what is in it.
+const UNREADABLE: u8 = 2;
 
 /// The most that is read of a token or password to hash, in bytes.
 const MAX_HASHED: u64 = 64 << 10;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if cli.command == Some(Command::DefaultConfig) {
-        return print(TEMPLATE);
-    }
-    if let Some(Command::Hash { of }) = cli.command {
-        return hash(of);
-    }
+    let is_check = match cli.command {
+        Some(Command::DefaultConfig) => return print(TEMPLATE),
+        Some(Command::Audit(AuditCommand::Verify { expect_hash, files })) => return verify(&files, expect_hash),
+        Some(Command::Hash { of }) => return hash(of),
+        Some(Command::CheckConfig) => true,
+        None => false,
+    };
     let config = match Config::load(&cli.flags, environment()) {
         Ok(config) => config,
         Err(error) => return fail(&error, BAD_CONFIGURATION),
     };
-    match cli.command {
-        Some(Command::CheckConfig) => print(&format!("{config}\nok\n")),
-        Some(Command::DefaultConfig | Command::Hash { .. }) | None => {
-            let log = log::init(&config.log);
-            let descriptors = Descriptors::raise();
-            descriptors.judge(needed(&config));
-            let runtime = match runtime::start(&config.runtime) {
-                Ok(runtime) => runtime,
-                Err(error) => return fail(&error, 1),
-            };
-            let status = runtime.block_on(run(config, log, descriptors, &cli.flags));
-            // A look-up of the broker's name may be under way, and nobody waits for it any more.
-            runtime.shutdown_background();
-            status
+    if is_check {
+        return print(&format!("{config}\nok\n"));
+    }
+    let log = log::init(&config.log);
+    let descriptors = Descriptors::raise();
+    descriptors.judge(needed(&config));
+    let runtime = match runtime::start(&config.runtime) {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, 1),
+    };
+    let status = runtime.block_on(run(config, log, descriptors, &cli.flags));
+    // A look-up of the broker's name may be under way, and nobody waits for it any more.
+    runtime.shutdown_background();
+    status
+}
+
+/// Tells what is wrong with an audit log, a line each, and what it comes to.
+fn verify(files: &[PathBuf], noted: Option<Hash>) -> ExitCode {
+    let mut tell = |finding: &Finding| {
+        print(&format!("{finding}\n"));
+    };
+    match audit::verify(files, noted, &mut tell) {
+        Ok(report) => {
+            print(&format!("{report}\n"));
+            ExitCode::from(u8::from(report.faults > 0))
         }
+        Err(error) => fail(&error, UNREADABLE),
     }
 }
 

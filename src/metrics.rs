@@ -264,6 +264,26 @@ pub fn unfinished(bytes: u64) {
     METRICS.unfinished.set(bytes as f64);
 }
 
+/// So many lines of this kind were written to the audit log.
+pub fn audit_written(event: &'static str, count: u64) {
+    counter!("tidegate_audit_events_total", "event" => event).increment(count);
+}
+
+/// So many events were not recorded because too many waited.
+pub fn audit_dropped(count: u64) {
+    METRICS.audit_dropped.increment(count);
+}
+
+/// So many events more, or fewer, wait to be written to the audit log.
+pub fn audit_queued(more: f64) {
+    METRICS.audit_queued.increment(more);
+}
+
+/// A write to the audit log has failed.
+pub fn audit_write_failed() {
+    METRICS.audit_write_errors.increment(1);
+}
+
 /// Whether the broker can be reached.
 pub fn broker_reachable(reachable: bool) {
     METRICS.reachable.set(if reachable { 1.0 } else { 0.0 });
@@ -303,6 +323,9 @@ struct Metrics {
     runtime_tasks: Gauge,
     runtime_queued: Gauge,
     runtime_busy: Gauge,
+    audit_dropped: Counter,
+    audit_queued: Gauge,
+    audit_write_errors: Counter,
 }
 
 struct Direction([(Counter, Counter); 3]);
@@ -379,6 +402,9 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         runtime_tasks: gauge!("tidegate_runtime_tasks"),
         runtime_queued: gauge!("tidegate_runtime_queued_tasks"),
         runtime_busy: gauge!("tidegate_runtime_busy_ratio"),
+        audit_dropped: counter!("tidegate_audit_dropped_total"),
+        audit_queued: gauge!("tidegate_audit_queued"),
+        audit_write_errors: counter!("tidegate_audit_write_errors_total"),
     }
 });
 
@@ -493,6 +519,13 @@ fn describe() {
         Unit::Seconds,
         "How long the authentication hook took to answer, or until its time was up."
     );
+    describe_counter!("tidegate_audit_events_total", "Lines that were written to the audit log, by event.");
+    describe_counter!(
+        "tidegate_audit_dropped_total",
+        "Events that the audit log lacks because too many waited to be written (audit.queue)."
+    );
+    describe_gauge!("tidegate_audit_queued", "Events that wait to be written to the audit log.");
+    describe_counter!("tidegate_audit_write_errors_total", "Writes to the audit log that failed; each is tried again.");
     describe_counter!("tidegate_panics_total", "Faults of the program, each of which ended the task that it was in.");
     describe_gauge!("tidegate_broker_reachable", "Whether the broker can be reached: 1 or 0.");
 }

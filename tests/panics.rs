@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::{Sink, Stream};
+use tidegate::audit::Audit;
+use tidegate::auth::{self, Judge};
 use tidegate::broker::{self, Broker};
 use tidegate::overload::Overload;
 use tidegate::session::{Arrival, Context, Entrance, Inbound, Lobby, Outbound, Pass, Roster, Settings, Socket};
@@ -79,6 +81,8 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
             session: session::Config::default(),
             wire: wire::Config::default(),
             delivery: delivery::Config::default(),
+            judge: Judge::new(&auth::Config::default(), Arc::default()).expect("nothing to read"),
+            policy: Arc::default(),
         }),
         broker_timeout: Duration::from_secs(3600),
         broker: Broker::start(nowhere, tasks.clone(), closing.clone()).expect("nothing to start"),
@@ -89,6 +93,7 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
         closing,
         drain,
         overload: Overload::new(Duration::from_secs(3600)),
+        audit: Audit::default(),
     });
     for sessions in 1..=2 {
         // The last comes first. The second session waits for the first's place, if that was not left.
@@ -97,7 +102,7 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
         let client = [127, 0, 0, 1].into();
         let pass = context.entrance.arrive(client);
         assert_eq!(pass.as_ref().map(Pass::position), Ok(None), "there is a place at once");
-        let arrival = Arrival { has_credential: false, client, pass, newcomer: None };
+        let arrival = Arrival { credential: None, client, pass, newcomer: None };
         let ended = tasks.spawn(session::run(socket, context.clone(), settings, arrival)).await;
         assert!(ended.expect_err("it panics").is_panic());
         assert_eq!(metric("tidegate_panics_total"), f64::from(sessions));

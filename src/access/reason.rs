@@ -25,13 +25,15 @@ pub enum Reason {
     WriteTimeout,
     /// The event loop does not keep up.
     MaxStall,
+    /// The audit log can't be written, and nobody is to be let in unrecorded.
+    WhenFull,
     /// The system gave no connection: it has no descriptors left, say.
     Accept,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 10] = [
+    pub const ALL: [Reason; 11] = [
         Reason::MaxPerAddress,
         Reason::MaxNewPerSecond,
         Reason::MaxQueued,
@@ -41,6 +43,7 @@ impl Reason {
         Reason::MaxHeader,
         Reason::WriteTimeout,
         Reason::MaxStall,
+        Reason::WhenFull,
         Reason::Accept,
     ];
 
@@ -56,6 +59,7 @@ impl Reason {
             Reason::MaxHeader => "max_header",
             Reason::WriteTimeout => "write_timeout",
             Reason::MaxStall => "max_stall",
+            Reason::WhenFull => "when_full",
             Reason::Accept => "accept",
         }
     }
@@ -82,6 +86,7 @@ impl Reason {
             Reason::MaxHeader => "The head of a request was too large (http.max_header).",
             Reason::WriteTimeout => "Nothing of a response was read in time (session.write_timeout).",
             Reason::MaxStall => "The gateway is too busy to take one more (connections.max_stall).",
+            Reason::WhenFull => "The audit log can't be written (audit.when_full).",
             Reason::Accept => "The system gives no more connections; a session takes two descriptors (ulimit -n).",
         }
     }

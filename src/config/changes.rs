@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 use super::{Config, Known, every_setting, flatten, is_named, is_secret};
-use crate::{log, units};
+use crate::{audit, log, units};
 
 /// One setting that is not as it was. A secret shows as `***`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,7 @@ impl Config {
             wire: new.wire,
             runtime: self.runtime.clone(),
             log: log::Config { format: self.log.format, level: new.log.level },
+            audit: audit::Config { topics: new.audit.topics, when_full: new.audit.when_full, ..self.audit.clone() },
             shutdown: new.shutdown,
             roles: new.roles,
             groups: new.groups,

@@ -18,7 +18,10 @@ pub(super) fn settings(path: &Path) -> Result<Vec<Setting>, ConfigError> {
     let mut settings = Vec::new();
     flatten(&sections, &mut Vec::new(), &mut |setting, value| {
         let value = match (setting.last(), value.as_str()) {
-            (Some(key), Some(file)) if key.ends_with("_file") => folder.join(file).to_string_lossy().as_ref().into(),
+            // The audit log is a file that need not be there, so its setting has another name.
+            (Some(key), Some(file)) if key.ends_with("_file") || setting == ["audit", "log"] => {
+                folder.join(file).to_string_lossy().as_ref().into()
+            }
             _ => value.clone(),
         };
         settings.push(Setting::new(setting, value, path.to_string_lossy()));

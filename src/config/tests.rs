@@ -223,7 +223,8 @@ fn full() -> Config {
     };
     let roles = BTreeMap::from([("viewer".to_owned(), role)]);
     let groups = BTreeMap::from([("pumps".to_owned(), access::GroupConfig { devices: vec!["pump-1".into()] })]);
-    Config { auth, broker, session, shutdown, runtime, roles, groups, ..Config::default() }
+    let audit = audit::Config { log: file(), keep: NonZeroUsize::new(1), ..audit::Config::default() };
+    Config { auth, broker, session, shutdown, runtime, audit, roles, groups, ..Config::default() }
 }
 
 #[test]
@@ -316,4 +317,26 @@ fn a_secret_that_changes_is_told_and_not_shown() {
             Change { setting: known.name(), from: "***".to_owned(), to: "***".to_owned(), needs_restart: true };
         assert_eq!(changes, [change]);
     }
+}
+
+#[test]
+fn what_is_audited_can_change_in_a_running_gateway_and_where_to_cannot() {
+    let old = house_of("[audit]\nlog = \"a.jsonl\"");
+    let new = house_of("[audit]\nlog = \"b.jsonl\"\nmax_size = 70000\ntopics = [\"valves/#\"]\nwhen_full = \"refuse\"");
+    let (next, changes) = old.replaced_by(new);
+    let told: Vec<_> = changes.iter().map(|change| (change.setting.as_str(), change.needs_restart)).collect();
+    assert_eq!(
+        told,
+        [("audit.log", true), ("audit.max_size", true), ("audit.topics", false), ("audit.when_full", false)]
+    );
+    assert_eq!((&next.audit.log, next.audit.max_size), (&old.audit.log, old.audit.max_size));
+    assert_eq!(next.audit.when_full, audit::WhenFull::Refuse);
+}
+
+#[test]
+fn the_audit_log_lies_beside_the_configuration_and_need_not_be_there() {
+    let house = House::new("[audit]\nlog = \"audit.jsonl\"");
+    assert_eq!(house.load(Flags::default(), &[]).unwrap().audit.log, Some(house.path("audit.jsonl")));
+    let refusal = house.load(Flags::default(), &[("TIDEGATE_AUDIT__MAX_SIZE", "65535")]).unwrap_err();
+    assert!(refusal.contains("audit.max_size is 65535"), "{refusal}");
 }

@@ -27,9 +27,9 @@ pub async fn upgrade(
     headers: HeaderMap,
     handshake: Handshake,
 ) -> Response {
-    if context.overload.is_overloaded() {
-        turned_away(Reason::MaxStall, Some(peer.address));
-        return shed();
+    if let Some(reason) = reason_to_shed(&context) {
+        turned_away(reason, Some(peer.address));
+        return shed(reason);
     }
     let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
     let agreed = match negotiate(offered) {
@@ -88,10 +88,18 @@ fn client(peer: &Peer, headers: &HeaderMap, trusted_proxies: &[Network]) -> IpAd
     addresses::client(peer.address, values.flat_map(|value| value.rsplit(',')), trusted_proxies)
 }
 
+/// Why nobody is let in for the moment, whoever it is.
+fn reason_to_shed(context: &Context) -> Option<Reason> {
+    if context.overload.is_overloaded() {
+        return Some(Reason::MaxStall);
+    }
+    context.audit.refuses_sessions().then_some(Reason::WhenFull)
+}
+
 /// Turns a newcomer away at once. Those who were turned away together are told to come back one after the other.
-fn shed() -> Response {
+fn shed(reason: Reason) -> Response {
     let headers =
         [(header::RETRY_AFTER, rand::rng().random_range(2..=10).to_string()), (header::CONNECTION, "close".to_owned())];
-    let text = "The gateway is too busy to take one more; connect again later.\n";
+    let text = format!("{}\n", reason.refusal().message);
     (StatusCode::SERVICE_UNAVAILABLE, headers, text).into_response()
 }

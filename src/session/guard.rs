@@ -110,7 +110,8 @@ pub async fn greeted<S: Socket>(
                 return Err(close);
             }
         };
-        let identity = known.as_ref().map(|known| known.identity.clone()).or_else(|| settings.judge.anonymous());
+        let known_as = known.as_ref().map(|known| known.identity.clone());
+        let identity = known_as.or_else(|| settings.judge.anonymous()).filter(|_| settings.judge.is_on());
         let client_id = auth.client_id.clone().unwrap_or_else(generated_client_id);
         let rights = identity.map(|identity| Arc::new(Rights::new(settings.policy.clone(), identity, &client_id)));
         match judge(&auth, context, settings, rights.as_deref()) {

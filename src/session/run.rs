@@ -27,6 +27,7 @@ use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, State};
 use super::{Config, Roster};
 use crate::access::{Credential, Failure, Identity, Policy, Reason, Rights};
+use crate::audit::Audit;
 use crate::auth::{self, Judge};
 use crate::broker::{Broker, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal, Rest};
 use crate::delivery::{self, Form};
@@ -74,6 +75,8 @@ pub struct Context {
     pub drain: Drain,
     /// Whether the event loop keeps up.
     pub overload: Overload,
+    /// Where is recorded what sessions do.
+    pub audit: Audit,
 }
 
 /// What a session goes by from its upgrade to its end, whatever the configuration becomes meanwhile.

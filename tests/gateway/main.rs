@@ -3,6 +3,7 @@
 mod support;
 
 mod access;
+mod audit;
 mod bad_input;
 mod bridge;
 mod broken_brokers;
