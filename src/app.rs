@@ -21,7 +21,7 @@ use crate::broker::{self, Broker, Standing};
 use crate::config::{Change, Config, ConfigError};
 use crate::log::Log;
 use crate::overload::Overload;
-use crate::session::{Context, Entrance, Lobby, Roster, Settings, Summons};
+use crate::session::{Context, Entrance, Lobby, Quotas, Roster, Settings, Summons};
 use crate::shutdown::Drain;
 use crate::{http, metrics, systemd};
 
@@ -104,6 +104,7 @@ impl App {
             closing,
             drain,
             overload: Overload::new(config.connections.max_stall),
+            quotas: Quotas::default(),
             audit,
         });
         let (listen, admin_listen) = (listener.address()?, admin_listener.address()?);

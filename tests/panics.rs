@@ -12,7 +12,7 @@ use tidegate::audit::Audit;
 use tidegate::auth::{self, Judge};
 use tidegate::broker::{self, Broker};
 use tidegate::overload::Overload;
-use tidegate::session::{Arrival, Context, Entrance, Inbound, Lobby, Outbound, Pass, Roster, Settings, Socket};
+use tidegate::session::{Arrival, Context, Entrance, Inbound, Lobby, Outbound, Pass, Quotas, Roster, Settings, Socket};
 use tidegate::shutdown::Drain;
 use tidegate::wire::Close;
 use tidegate::{access, app, delivery, metrics, session, wire};
@@ -94,6 +94,7 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
         drain,
         overload: Overload::new(Duration::from_secs(3600)),
         audit: Audit::default(),
+        quotas: Quotas::default(),
     });
     for sessions in 1..=2 {
         // The last comes first. The second session waits for the first's place, if that was not left.

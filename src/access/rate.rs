@@ -29,6 +29,16 @@ impl Rate {
         is_there
     }
 
+    /// Takes so many at one time, if any is there: more than there are leave the bucket in debt.
+    pub fn take_many(&mut self, count: u32, now: Instant) -> bool {
+        let full_at = self.full_at.map_or(now, |full_at| full_at.max(now));
+        let is_there = full_at < now + self.within;
+        if is_there {
+            self.full_at = Some(full_at + self.each * count);
+        }
+        is_there
+    }
+
     /// Whether all of them are there at this time.
     pub fn is_full(&self, now: Instant) -> bool {
         self.full_at.is_none_or(|full_at| full_at <= now)

@@ -1,6 +1,7 @@
 //! Who a session is: judged before it opens, and again when its client shows a new token.
 
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -12,10 +13,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::expiry::Expiry;
 use super::greeting::{Door, Greeted, greet, no_access_control};
+use super::quota::{Quota, too_many};
 use super::run::{Arrival, Context, Peer, Settings, generated_client_id, let_go};
 use super::socket::Socket;
 use super::state::{InvalidFrames, judge_levels};
-use crate::access::{Credential, Failure, Identity, Reason, Rights};
+use crate::access::{Credential, Failure, Identity, Reason, Rights, Source};
+use crate::audit::{Event, Request};
 use crate::auth::{Judge, Visitor};
 use crate::wire::{Auth, Close, Code, Login, MsgId, Refusal, Reply, Secret};
 
@@ -42,6 +45,8 @@ pub struct Greeting<T> {
     pub rights: Option<Arc<Rights>>,
     /// The token, for a broker that is shown it.
     pub token: Option<SecretString>,
+    /// What its user may still do, with all of its sessions.
+    pub quota: Arc<Quota>,
 }
 
 struct Known {
@@ -106,6 +111,11 @@ pub async fn greeted<S: Socket>(
                 continue;
             }
             Greeted::Refused(reply, close) => {
+                if let Reply::Error { message, .. } = &reply {
+                    let (session, user, topic) = (None, None, None);
+                    let (address, request, why) = (Some(arrival.client), Request::Open, message.as_str());
+                    context.audit.record(&Event::Refused { session, user, address, request, topic, why });
+                }
                 peer.reply(reply);
                 return Err(close);
             }
@@ -116,10 +126,24 @@ pub async fn greeted<S: Socket>(
         let rights = identity.map(|identity| Arc::new(Rights::new(settings.policy.clone(), identity, &client_id)));
         match judge(&auth, context, settings, rights.as_deref()) {
             Ok(()) => {
+                let quota = quota(context, rights.as_deref()).map_err(|most| {
+                    peer.reply(Reply::refused(too_many(most), answer.clone().flatten()));
+                    Close::OverLimit
+                })?;
                 let token = known.and_then(|known| known.token);
-                return Ok(Greeting { auth, answer, first: text.filter(|_| serve), client_id, rights, token });
+                let first = text.filter(|_| serve);
+                return Ok(Greeting { auth, answer, first, client_id, rights, token, quota });
             }
-            Err(refusal) => peer.reply(Reply::refused(refusal, answer.flatten())),
+            Err(refusal) => {
+                let will = auth.will.as_ref().filter(|_| refusal.code == Code::NotAuthorized);
+                if let Some(will) = will {
+                    let user = rights.as_ref().and_then(|rights| rights.identity().user.as_deref());
+                    let (topic, why) = (Some(will.message.topic.as_ref()), refusal.message.as_ref());
+                    let (session, address, request) = (None, Some(arrival.client), Request::Will);
+                    context.audit.record(&Event::Refused { session, user, address, request, topic, why });
+                }
+                peer.reply(Reply::refused(refusal, answer.flatten()));
+            }
         }
     }
 }
@@ -148,8 +172,27 @@ async fn check<S: Socket>(
         Ok(Err(failure)) => failure,
         Err(_) => Failure::Unavailable("the credential could not be judged in time (session.auth_timeout)".to_owned()),
     };
+    note_failure(context, address, credential, &failure);
     peer.reply(Reply::refused(refusal(&failure), msgid));
     Err(close(&failure))
+}
+
+/// Has it recorded that a credential was not taken.
+pub fn note_failure(context: &Context, address: IpAddr, credential: &Credential, failure: &Failure) {
+    let (source, user) = match credential {
+        Credential::Token(_) => (None, None),
+        Credential::Password { user, .. } => (Some(Source::Password), Some(user.as_str())),
+        Credential::Certificate(_) => (Some(Source::Certificate), None),
+    };
+    context.audit.record(&Event::AuthenticationFailed { address, source, user, failure });
+}
+
+/// A place among the sessions of its user; whoever is nobody stands alone.
+fn quota(context: &Context, rights: Option<&Rights>) -> Result<Arc<Quota>, NonZeroUsize> {
+    match rights.and_then(|rights| Some((rights.identity().user.as_deref()?, rights))) {
+        None => Ok(Arc::default()),
+        Some((user, rights)) => context.quotas.enter(user, rights.allowance().connections),
+    }
 }
 
 /// The limits that an `auth` is held to, and the will.
@@ -229,6 +272,8 @@ pub struct Renewing {
     pub msgid: Option<MsgId>,
     /// For a broker that is shown it.
     pub token: Option<SecretString>,
+    /// What is judged.
+    pub credential: Arc<Credential>,
     judging: Pin<Box<dyn Future<Output = Result<Identity, Failure>> + Send>>,
 }
 
@@ -243,13 +288,15 @@ impl Renewing {
     ) -> Renewing {
         let token = token_of(&credential);
         let until = Instant::now() + patience;
+        let credential = Arc::new(credential);
+        let judged = credential.clone();
         let judging = Box::pin(async move {
-            timeout_at(until, judge.check(&credential, &visitor)).await.unwrap_or_else(|_| {
+            timeout_at(until, judge.check(&judged, &visitor)).await.unwrap_or_else(|_| {
                 let why = "the token could not be judged in time (session.auth_timeout)";
                 Err(Failure::Unavailable(why.to_owned()))
             })
         });
-        Renewing { msgid, token, judging }
+        Renewing { msgid, token, credential, judging }
     }
 
     /// Resolves when it is judged. Safe to drop half-way.

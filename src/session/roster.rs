@@ -80,6 +80,11 @@ impl Visitor {
         })
     }
 
+    /// The name of the connection, as its client and the logs have it.
+    pub fn session(&self) -> String {
+        format!("{:016x}", self.session_id)
+    }
+
     /// Tells it something. That it has to go is not taken back by anything that comes later.
     pub fn summon(&self, summons: Summons) {
         let mut waiting = self.summons.lock().unwrap_or_else(PoisonError::into_inner);

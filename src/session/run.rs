@@ -21,17 +21,19 @@ use super::expiry::{Due, Expiry};
 use super::greeting::no_access_control;
 use super::guard::{self, Greeting, Presented, Renewing, another_user, expiry, greeted, max_subscriptions};
 use super::queue::enter;
+use super::quota::{Quota, Quotas};
 use super::rates::Rates;
 use super::roster::{Place, Summons, Visitor};
 use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, State};
 use super::{Config, Roster};
 use crate::access::{Credential, Failure, Identity, Policy, Reason, Rights};
-use crate::audit::Audit;
+use crate::audit::{Audit, Event as Recorded, Request};
 use crate::auth::{self, Judge};
-use crate::broker::{Broker, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal, Rest};
+use crate::broker::{Broker, Command, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal, Rest};
 use crate::delivery::{self, Form};
 use crate::metrics;
+use crate::mqtt::Message;
 use crate::mqtt::inflight::Receipt;
 use crate::overload::Overload;
 use crate::shutdown::Drain;
@@ -75,6 +77,8 @@ pub struct Context {
     pub drain: Drain,
     /// Whether the event loop keeps up.
     pub overload: Overload,
+    /// What each user has done of late.
+    pub quotas: Quotas,
     /// Where is recorded what sessions do.
     pub audit: Audit,
 }
@@ -148,7 +152,7 @@ async fn serve<S: Socket>(
     settings: &Arc<Settings>,
     arrival: &mut Arrival,
 ) -> Result<Never, Close> {
-    let Greeting { auth, answer, first, client_id, rights, token } =
+    let Greeting { auth, answer, first, client_id, rights, token, quota } =
         Box::pin(greeted(peer, context, settings, arrival)).await?;
     let number = rand::rng().random::<u64>();
     let session_id = format!("{number:016x}");
@@ -185,11 +189,18 @@ async fn serve<S: Socket>(
         settings: settings.clone(),
         visitor,
         credentials,
+        quota: Some(quota),
+        is_recorded: false,
         close: Close::Fault,
     };
     let result = Box::pin(attached.serve(peer, auth, answer, first, session_id.clone())).await;
     if let Err(close) = &result {
         attached.close = *close;
+        if attached.is_recorded {
+            let rights = attached.visitor.rights.load();
+            let user = rights.as_ref().and_then(|rights| rights.identity().user.as_deref());
+            context.audit.record(&Recorded::Disconnected { session: &session_id, user, close: *close });
+        }
         info!(session = session_id, %close, "session ended");
     }
     result
@@ -216,6 +227,10 @@ struct Attached {
     settings: Arc<Settings>,
     visitor: Arc<Visitor>,
     credentials: Option<Arc<Credentials>>,
+    /// Until the session is open. Nobody else may hold it: by those who do, sessions are counted.
+    quota: Option<Arc<Quota>>,
+    /// It was recorded that the session has opened.
+    is_recorded: bool,
     close: Close,
 }
 
@@ -251,14 +266,31 @@ impl Attached {
         session_id: String,
     ) -> Result<Never, Close> {
         let ready = Box::pin(self.ready(peer)).await?;
+        self.record(&session_id);
         let state = self.welcome(peer, *auth, answer, ready, session_id);
         let mut open = Box::new(Open::new(peer, state, self));
         open.run(first).await
     }
 
+    /// Has it recorded who has come.
+    fn record(&mut self, session: &str) {
+        self.is_recorded = true;
+        let rights = self.visitor.rights.load();
+        let nobody;
+        let identity = match rights.as_ref() {
+            Some(rights) => rights.identity(),
+            None => {
+                nobody = Identity::anonymous(&[]);
+                &nobody
+            }
+        };
+        let (address, client_id) = (self.visitor.address, &*self.visitor.client_id);
+        self.context.audit.record(&Recorded::Connected { session, identity, address, client_id });
+    }
+
     /// Says what the session is, which is open from now on.
     fn welcome<S: Socket>(
-        &self,
+        &mut self,
         peer: &mut Peer<S>,
         auth: Auth,
         answer: Option<Option<MsgId>>,
@@ -293,7 +325,14 @@ impl Attached {
         let granted =
             asked.zip(&ready.subscriptions).filter(|(_, result)| result.is_ok()).map(|(filter, _)| filter.clone());
         let rates = Rates::new(&self.settings.session);
-        State::new(limits, self.settings.wire.max_topic_levels.get(), rates, rights, granted)
+        State::new(
+            limits,
+            self.settings.wire.max_topic_levels.get(),
+            rates,
+            rights,
+            self.quota.take().unwrap_or_default(),
+            granted,
+        )
     }
 
     /// Waits until the broker has accepted the session.
@@ -648,7 +687,7 @@ impl<'a, S: Socket> Open<'a, S> {
 
     /// From now on the session may do that.
     fn set_rights(&mut self, rights: Option<Arc<Rights>>, credentials: Option<Arc<Credentials>>) {
-        self.state.set_rights(rights.clone());
+        self.state.set_rights(rights.clone(), max_subscriptions(self.settings, rights.as_deref()));
         self.expiry = rights.as_ref().and_then(|rights| expiry(rights.identity()));
         self.visitor.rights.store(rights.clone());
         self.credentials.clone_from(&credentials);
@@ -678,9 +717,12 @@ impl<'a, S: Socket> Open<'a, S> {
 
     fn on_renewed(&mut self, judged: Result<Identity, Failure>) {
         let Some(renewing) = self.renewing.take() else { return };
-        let Renewing { msgid, token, .. } = *renewing;
+        let Renewing { msgid, token, credential, .. } = *renewing;
         let refusal = match (judged, self.visitor.rights.load_full()) {
-            (Err(failure), _) => guard::refusal(&failure),
+            (Err(failure), _) => {
+                guard::note_failure(self.context, self.visitor.address, &credential, &failure);
+                guard::refusal(&failure)
+            }
             // Access control was turned off meanwhile.
             (Ok(_), None) => no_access_control(),
             (Ok(identity), Some(rights)) if identity.user != rights.identity().user => another_user(),
@@ -693,6 +735,8 @@ impl<'a, S: Socket> Open<'a, S> {
                     Ok((_, credentials)) => {
                         let expires_in = expiry(&identity).map(|expiry| expiry.left(Instant::now()));
                         self.peer.reply(auth_response(msgid, expires_in));
+                        let session = &self.visitor.session();
+                        self.context.audit.record(&Recorded::Renewed { session, identity: &identity });
                         let policy = self.context.settings.load().policy.clone();
                         let rights = Rights::new(policy, identity, rights.client_id());
                         return self.set_rights(Some(Arc::new(rights)), credentials);
@@ -752,13 +796,42 @@ impl<'a, S: Socket> Open<'a, S> {
             match effect {
                 Effect::Reply(reply) => self.peer.reply(reply),
                 Effect::Renew(credential, msgid) => self.on_renewal(credential, msgid),
-                Effect::Ask(command) => self.commands.push_back((StdInstant::now(), command)),
+                Effect::Ask(command) => {
+                    if let Command::Publish(_, message) = &*command {
+                        self.note_publish(message);
+                    }
+                    self.commands.push_back((StdInstant::now(), command));
+                }
+                Effect::Denied { request, topic, why } => self.note_denied(request, &topic, &why),
                 Effect::Confirm(receipt) => self.link.downlink.confirm([receipt]),
                 Effect::Published(qos, after) => metrics::publish_answered(qos, after),
                 Effect::Close(close) => return Err(close),
             }
         }
         Ok(())
+    }
+
+    fn note_publish(&self, message: &Message) {
+        if self.context.audit.covers(&message.topic) {
+            let rights = self.visitor.rights.load();
+            let user = rights.as_ref().and_then(|rights| rights.identity().user.as_deref());
+            let session = &self.visitor.session();
+            self.context.audit.record(&Recorded::Published { session, user, message });
+        }
+    }
+
+    fn note_denied(&self, request: Request, topic: &str, why: &str) {
+        let rights = self.visitor.rights.load();
+        let user = rights.as_ref().and_then(|rights| rights.identity().user.as_deref());
+        let (session, topic) = (&*self.visitor.session(), Some(topic));
+        self.context.audit.record(&Recorded::Refused {
+            session: Some(session),
+            user,
+            address: None,
+            request,
+            topic,
+            why,
+        });
     }
 
     fn tell_drops(&mut self, dropped: u64) {

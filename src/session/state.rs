@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::access::{Credential, Rights};
+use crate::access::{Allowance, Credential, Rights};
+use crate::audit::Request;
 use crate::broker::{Command, Event};
 use crate::delivery::Delivery;
 use crate::mqtt::inflight::{Receipt, RequestId};
@@ -15,6 +16,7 @@ use crate::wire::{
 };
 
 use super::guard::credential_of;
+use super::quota::Quota;
 use super::rates::{Over, Rates};
 
 /// Answers that are remembered for publishes that come again.
@@ -33,6 +35,15 @@ pub enum Effect {
     Renew(Option<Credential>, Option<MsgId>),
     /// The broker is asked.
     Ask(Box<Command>),
+    /// It was asked for what may not be had.
+    Denied {
+        /// What that was.
+        request: Request,
+        /// Of which topic or filter.
+        topic: Box<str>,
+        /// The rule that says so.
+        why: Box<str>,
+    },
     /// The broker is told that the client has these.
     Confirm(Receipt),
     /// The broker confirmed a publish after so long.
@@ -60,6 +71,9 @@ pub struct State {
     rates: Rates,
     /// What it may do; nothing stands for everything.
     rights: Option<Arc<Rights>>,
+    /// How much its user may do, and what it has done of late.
+    allowance: Allowance,
+    quota: Arc<Quota>,
 }
 
 /// How many frames in a row were none of the protocol.
@@ -105,6 +119,7 @@ impl State {
         max_topic_levels: usize,
         rates: Rates,
         rights: Option<Arc<Rights>>,
+        quota: Arc<Quota>,
         filters: impl Iterator<Item = TopicFilter>,
     ) -> State {
         State {
@@ -119,7 +134,9 @@ impl State {
             renewed: Vec::new(),
             invalid: InvalidFrames::default(),
             rates,
+            allowance: rights.as_ref().map(|rights| rights.allowance()).unwrap_or_default(),
             rights,
+            quota,
         }
     }
 
@@ -183,8 +200,9 @@ impl State {
                 };
             }
         }
-        if let Err(refusal) = self.judge(&message) {
-            return vec![Effect::Reply(Reply::refused(refusal, msgid))];
+        if let Err(refusal) = self.judge(&message, now) {
+            let denied = denied(Request::Publish, message.topic.as_ref(), &refusal);
+            return denied.into_iter().chain([Effect::Reply(Reply::refused(refusal, msgid))]).collect();
         }
         let request = self.request(Asker::Publish {
             msgid: msgid.clone(),
@@ -199,7 +217,7 @@ impl State {
         vec![Effect::Ask(Box::new(Command::Publish(request, message)))]
     }
 
-    fn judge(&self, message: &Message) -> Result<(), Refusal> {
+    fn judge(&self, message: &Message, now: Instant) -> Result<(), Refusal> {
         let max = self.limits.max_payload;
         if message.payload.len() > max {
             return Err(Refusal::new(
@@ -208,11 +226,18 @@ impl State {
             ));
         }
         judge_levels(message.topic.as_ref(), self.max_topic_levels)?;
-        self.rights.as_ref().map_or(Ok(()), |rights| rights.publish(message))
+        let Some(rights) = &self.rights else { return Ok(()) };
+        rights.publish(message)?;
+        if self.allowance == Allowance::default() {
+            return Ok(());
+        }
+        self.quota.publish(&self.allowance, message.payload.len(), now)
     }
 
     /// From now on the session may do that. What it has subscribed to is for the link to judge.
-    pub fn set_rights(&mut self, rights: Option<Arc<Rights>>) {
+    pub fn set_rights(&mut self, rights: Option<Arc<Rights>>, max_subscriptions: usize) {
+        self.allowance = rights.as_ref().map(|rights| rights.allowance()).unwrap_or_default();
+        self.limits.max_subscriptions = max_subscriptions;
         self.rights = rights;
     }
 
@@ -395,7 +420,9 @@ impl State {
                 if is_new {
                     self.filters.remove(&filter);
                 }
-                TopicResult::refused(filter.as_str(), refusal)
+                let denied = denied(Request::Subscribe, filter.as_str(), &refusal);
+                let answer = self.on_result(list, index, TopicResult::refused(filter.as_str(), refusal));
+                return denied.into_iter().chain(answer).collect();
             }
         };
         self.on_result(list, index, result)
@@ -476,6 +503,12 @@ impl Publishes {
         self.order.push_back(msgid.clone());
         self.answers.insert(msgid.clone(), result.clone());
     }
+}
+
+/// What a refusal is worth a note of: that somebody wanted what is not theirs.
+fn denied(request: Request, topic: &str, refusal: &Refusal) -> Option<Effect> {
+    let is_denied = refusal.code == Code::NotAuthorized;
+    is_denied.then(|| Effect::Denied { request, topic: topic.into(), why: refusal.message.as_ref().into() })
 }
 
 fn published(msgid: MsgId, result: Result<(), Refusal>) -> Reply {

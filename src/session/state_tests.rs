@@ -41,7 +41,10 @@ impl Scene {
 
     fn with(config: Config, filters: &[&str]) -> Scene {
         let filters = filters.iter().map(|text| filter(text));
-        Scene { state: State::new(LIMITS, MAX_LEVELS, Rates::new(&config), None, filters), now: Instant::now() }
+        Scene {
+            state: State::new(LIMITS, MAX_LEVELS, Rates::new(&config), None, Arc::default(), filters),
+            now: Instant::now(),
+        }
     }
 
     fn text(&mut self, text: &str) -> Told {
@@ -341,7 +344,11 @@ fn a_subscribe_is_answered_when_all_its_entries_are_and_in_their_order() {
     let [a, b, c] = told.asked()[..] else { panic!("{told:?}") };
     assert_eq!(told.said(), Vec::<Value>::new());
     assert!(scene.event(Event::Subscribed(c, Ok(Qos::AtMostOnce))).is_nothing());
-    assert!(scene.event(Event::Subscribed(a, Err(Refusal::from_reason(Reason::NOT_AUTHORIZED)))).is_nothing());
+    let denied = scene.event(Event::Subscribed(a, Err(Refusal::from_reason(Reason::NOT_AUTHORIZED))));
+    assert!(
+        matches!(&denied.0[..], [Effect::Denied { request: Request::Subscribe, topic, .. }] if **topic == *"a/#"),
+        "{denied:?}"
+    );
     let said = scene.event(Event::Subscribed(b, Ok(Qos::AtLeastOnce))).said();
     let results = json!([
         {"topic": "a", "error": "not_authorized"},

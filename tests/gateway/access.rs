@@ -424,3 +424,117 @@ async fn the_broker_may_know_each_user_by_a_name_of_its_own() {
     assert_eq!(denied["code"], "not_authorized", "the broker's own list: {denied}");
     olga.publish("plant/north/olga/x", "1", 1).await;
 }
+
+#[tokio::test]
+async fn a_user_may_do_as_much_as_its_roles_say_with_all_of_its_sessions() {
+    let mosquitto = Mosquitto::start().await;
+    let configuration = r##"
+        [auth.jwt]
+        algorithms = ["HS256"]
+        secret = "a secret of at least thirty-two bytes"
+        audience = "tidegate"
+        [roles.small]
+        grants = [{ allow = ["publish", "subscribe"], topics = ["#"] }]
+        max_publishes_per_second = 3
+        max_subscriptions = 1
+        max_connections = 2
+        [roles.large]
+        grants = [{ allow = ["publish", "subscribe"], topics = ["#"] }]
+        max_publishes_per_second = 1000
+        max_bytes_per_second = 1000
+        max_subscriptions = 5
+        max_connections = 100
+    "##;
+    let gateway = Gateway::start(&mosquitto.url(), configuration).await;
+    let small = |user: &str| token(user, json!({"roles": "small"}));
+    let (mut one, welcome) = gateway.open(json!({"token": small("anna")})).await;
+    assert_eq!(welcome["limits"]["maxSubscriptions"], 1);
+    let (mut other, _) = gateway.open(json!({"token": small("anna")})).await;
+    let mut refused = 0;
+    for round in 0..4 {
+        for browser in [&mut one, &mut other] {
+            let answer = browser.ask(json!({"type": "publish", "topic": "a", "payload": round, "msgid": round})).await;
+            if answer["type"] == "error" {
+                assert_eq!((&answer["code"], &answer["retryable"]), (&json!("rate_limited"), &json!(true)), "{answer}");
+                refused += 1;
+            }
+        }
+    }
+    assert!((3..=5).contains(&refused), "{refused} of eight, as three may go at once");
+    assert_eq!(subscribing(&mut one, "a").await["qos"], 1);
+    assert_eq!(subscribing(&mut one, "b").await["error"], "quota_exceeded");
+    // A third session is one too many, until another ends; a session of somebody else is not.
+    let mut third = gateway.connect().await;
+    third.send(json!({"type": "auth", "token": small("anna")})).await;
+    assert_eq!(turned_away(third).await, ("rate_limited".to_owned(), 4429));
+    gateway.open(json!({"token": small("bob")})).await;
+    other.leave().await;
+    eventually("its place is free", async || {
+        let mut third = gateway.connect().await;
+        third.send(json!({"type": "auth", "token": small("anna")})).await;
+        third.next().await["type"] == "auth_response"
+    })
+    .await;
+    // A token with another role is heard at once.
+    one.send(json!({"type": "auth", "token": token("anna", json!({"roles": ["small", "large"]}))})).await;
+    one.expect("auth_response").await;
+    assert_eq!(subscribing(&mut one, "b").await["qos"], 1);
+    let large = |msgid: &str| json!({"type": "publish", "topic": "x", "payload": "x".repeat(2000), "msgid": msgid});
+    assert_eq!(one.ask(large("first")).await["type"], "ack");
+    assert_eq!(one.ask(large("second")).await["code"], "rate_limited");
+}
+
+#[tokio::test]
+async fn the_audit_log_tells_who_came_and_what_was_refused() {
+    let mosquitto = Mosquitto::start().await;
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let log = folder.path().join("audit.jsonl");
+    let configuration = format!("{PLANT}\n[audit]\nlog = \"{}\"\ntopics = [\"plant/+/valve\"]\n", log.display());
+    let mut gateway = Gateway::start(&mosquitto.url(), &configuration).await;
+    let mut browser = opened(&gateway, &operator("olga")).await;
+    publishing(&mut browser, "plant/north/valve").await.expect("allowed");
+    publishing(&mut browser, "plant/north/other").await.expect("allowed, and not audited");
+    publishing(&mut browser, "plant/north/safety/stop").await.expect_err("denied");
+    subscribing(&mut browser, "user/vera\r\n{\"forged\":1}/#").await;
+    subscribing(&mut browser, "user/vera/#").await;
+    browser.ask(json!({"type": "auth", "token": operator("olga")})).await;
+    browser.ask(json!({"type": "auth", "token": viewer("vera")})).await;
+    browser.leave().await;
+    let mut bad = gateway.connect().await;
+    bad.send(json!({"type": "auth", "token": token("olga", json!({"exp": 1}))})).await;
+    turned_away(bad).await;
+    let mut silent = gateway.connect().await;
+    silent.send(json!({"type": "ping"})).await;
+    turned_away(silent).await;
+    gateway.stop().await;
+    let text = std::fs::read_to_string(&log).expect("written");
+    let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let told: Vec<String> = events
+        .iter()
+        .map(|event| {
+            let of = |name: &str| event[name].as_str().unwrap_or("-").to_owned();
+            format!("{} {} {} {}", of("event"), of("user"), of("request"), of("topic"))
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "started - - -",
+            "connected olga - -",
+            "published olga - plant/north/valve",
+            "refused olga publish plant/north/safety/stop",
+            "refused olga subscribe user/vera/#",
+            "renewed olga - -",
+            "disconnected olga - -",
+            "authentication_failed - - -",
+            "refused - open -",
+            "stopped - - -",
+        ],
+        "{text}"
+    );
+    let refused = events.iter().find(|event| event["event"] == "refused").expect("one");
+    assert!(refused["why"].as_str().is_some_and(|why| why.contains("grant 2 of the role operator")), "{refused}");
+    assert!(!text.contains("eyJ"), "no token is in it");
+    let verified = Gateway::run(&["audit", "verify", &log.display().to_string()], "").await;
+    assert!(verified.contains("ok"), "{verified}");
+}

@@ -1,0 +1,165 @@
+//! What one user may do with all of its sessions together.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crate::access::{Allowance, Rate};
+use crate::wire::{Code, Refusal};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Users that are remembered without looking which of them have gone.
+const FEW: usize = 1024;
+
+/// The quota of each user who is here.
+#[derive(Debug, Default)]
+pub struct Quotas(Mutex<Users>);
+
+#[derive(Debug, Default)]
+struct Users {
+    by_name: HashMap<Box<str>, Weak<Quota>>,
+    /// With so many, those who have gone are looked for.
+    look_at: usize,
+}
+
+/// What one user has done of late; each of its sessions holds it.
+#[derive(Debug, Default)]
+pub struct Quota(Mutex<Spent>);
+
+#[derive(Debug, Default)]
+struct Spent {
+    allowance: Allowance,
+    publishes: Option<Rate>,
+    bytes: Option<Rate>,
+}
+
+impl Quotas {
+    /// One more session of this user, if it may have so many; the error says how many those are.
+    pub fn enter(&self, user: &str, most: Option<NonZeroUsize>) -> Result<Arc<Quota>, NonZeroUsize> {
+        let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(quota) = users.by_name.get(user).and_then(Weak::upgrade) {
+            // This look at it is one more than there are sessions.
+            let sessions = Arc::strong_count(&quota) - 1;
+            return match most {
+                Some(most) if sessions >= most.get() => Err(most),
+                Some(_) | None => Ok(quota),
+            };
+        }
+        if users.by_name.len() >= users.look_at.max(FEW) {
+            users.by_name.retain(|_, quota| quota.strong_count() > 0);
+            users.look_at = 2 * users.by_name.len();
+        }
+        let quota = Arc::<Quota>::default();
+        users.by_name.insert(user.into(), Arc::downgrade(&quota));
+        Ok(quota)
+    }
+}
+
+impl Quota {
+    /// Takes a publish of so many bytes out of what is allowed.
+    pub fn publish(&self, allowance: &Allowance, bytes: usize, now: Instant) -> Result<(), Refusal> {
+        let mut spent = self.lock();
+        spent.follow(allowance);
+        if let Some(rate) = &mut spent.publishes
+            && !rate.take(now)
+        {
+            let most = allowance.publishes_per_second.map_or(0, |most| most.get());
+            return Err(over(format!("{most} messages a second (max_publishes_per_second of its roles)")));
+        }
+        if let Some(rate) = &mut spent.bytes
+            && !rate.take_many(u32::try_from(bytes).unwrap_or(u32::MAX), now)
+        {
+            let most = allowance.bytes_per_second.map_or(0, |most| most.get());
+            return Err(over(format!("{most} bytes a second (max_bytes_per_second of its roles)")));
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Spent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Spent {
+    /// The roles of a user may have changed.
+    fn follow(&mut self, allowance: &Allowance) {
+        if self.allowance != *allowance {
+            self.allowance = *allowance;
+            self.publishes = allowance.publishes_per_second.map(|most| Rate::new(most, SECOND));
+            self.bytes = allowance.bytes_per_second.map(|most| Rate::new(most, SECOND));
+        }
+    }
+}
+
+fn over(what: String) -> Refusal {
+    Refusal::for_now(Code::RateLimited, format!("A user may publish {what}; send it again later."))
+}
+
+/// A user has as many sessions as it may have.
+pub fn too_many(most: NonZeroUsize) -> Refusal {
+    let message = format!("A user may have {most} sessions (max_connections of its roles); end another first.");
+    Refusal::for_now(Code::RateLimited, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    fn allowance(publishes: u32, bytes: u32) -> Allowance {
+        Allowance {
+            publishes_per_second: NonZeroU32::new(publishes),
+            bytes_per_second: NonZeroU32::new(bytes),
+            ..Allowance::default()
+        }
+    }
+
+    #[test]
+    fn all_sessions_of_a_user_share_what_it_may_publish() {
+        let quotas = Quotas::default();
+        let [one, other] = [(); 2].map(|()| quotas.enter("anna", None).expect("no limit"));
+        let someone_else = quotas.enter("bob", None).expect("no limit");
+        let (now, two) = (Instant::now(), allowance(2, 0));
+        assert!(one.publish(&two, 1, now).is_ok() && other.publish(&two, 1, now).is_ok());
+        let refusal = one.publish(&two, 1, now).expect_err("a third");
+        assert_eq!((refusal.code, refusal.retryable), (Code::RateLimited, true));
+        assert!(someone_else.publish(&two, 1, now).is_ok());
+        assert!(other.publish(&two, 1, now + SECOND / 2).is_ok(), "a half of them is there again");
+        assert!(one.publish(&allowance(0, 0), 1, now).is_ok(), "without a limit there is none");
+    }
+
+    #[test]
+    fn bytes_are_counted_and_a_large_message_takes_what_is_to_come() {
+        let (quota, now, most) = (Quota::default(), Instant::now(), allowance(0, 100));
+        assert!(quota.publish(&most, 60, now).is_ok() && quota.publish(&most, 60, now).is_ok());
+        assert!(quota.publish(&most, 1, now).is_err());
+        assert!(quota.publish(&most, 1, now + SECOND / 10).is_err(), "twenty were too many");
+        assert!(quota.publish(&most, 1000, now + SECOND).is_ok(), "larger than a second's worth, it goes all the same");
+        assert!(quota.publish(&most, 1, now + 5 * SECOND).is_err());
+        assert!(quota.publish(&most, 1, now + 12 * SECOND).is_ok());
+    }
+
+    #[test]
+    fn a_user_has_no_more_sessions_than_its_roles_allow() {
+        let (quotas, most) = (Quotas::default(), NonZeroUsize::new(2));
+        let one = quotas.enter("anna", most).expect("the first");
+        let _other = quotas.enter("anna", most).expect("the second");
+        assert_eq!(quotas.enter("anna", most).err(), most);
+        assert!(quotas.enter("bob", most).is_ok());
+        drop(one);
+        assert!(quotas.enter("anna", most).is_ok());
+    }
+
+    #[test]
+    fn users_who_have_gone_are_forgotten() {
+        let quotas = Quotas::default();
+        let _stays = quotas.enter("stays", None).expect("no limit");
+        for number in 0..10 * FEW {
+            let _goes = quotas.enter(&format!("user {number}"), None);
+        }
+        let users = quotas.0.lock().expect("nobody panicked");
+        assert!(users.by_name.len() <= 2 * FEW && users.by_name.contains_key("stays"), "{}", users.by_name.len());
+    }
+}
