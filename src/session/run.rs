@@ -299,7 +299,8 @@ impl Attached {
     ) -> State {
         let rights = self.visitor.rights.load_full();
         let limits = limits(&self.settings, &ready, rights.as_deref());
-        let client_id = self.visitor.client_id.to_string();
+        // Where users are told apart, the broker knows the client by another name than its own.
+        let client_id = if rights.is_some() { self.visitor.client_id.to_string() } else { ready.client_id };
         let user = rights.as_ref().and_then(|rights| rights.identity().user.clone());
         debug!(session = session_id, client = client_id, user, "session opened");
         let expires_in = rights.as_ref().and_then(|rights| expiry(rights.identity())?.left(Instant::now()).into());
