@@ -31,6 +31,8 @@ pub const TEMPLATE: &str = include_str!("config/default.toml");
 pub struct Config {
     /// Where Tidegate listens.
     pub http: http::Config,
+    /// Whether browsers come by TLS.
+    pub tls: http::TlsConfig,
     /// How many may connect, and when.
     pub connections: access::Config,
     /// Which broker stands behind it.
@@ -90,6 +92,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.http
             .check()
+            .and_then(|()| self.tls.check())
             .and_then(|()| self.broker.check())
             .and_then(|()| self.wire.check())
             .and_then(|()| self.runtime.check())

@@ -7,6 +7,8 @@ mod drain;
 mod health;
 mod listener;
 mod serving;
+mod stream;
+mod tls;
 mod unfinished;
 pub mod websocket;
 mod ws;
@@ -17,6 +19,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::http::header;
+use axum::middleware::map_response_with_state;
 use axum::routing::{any, get};
 use axum::{Extension, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -24,11 +27,13 @@ use metrics_exporter_prometheus::PrometheusHandle;
 pub use config::Config;
 pub use listener::Listener;
 pub use serving::Terms;
+pub use tls::{Config as TlsConfig, PeerCertificate, Tls, TlsError};
 
 use unfinished::Unfinished;
 
 use crate::access::Network;
 use crate::metrics;
+use crate::session::Context;
 
 /// Serves browsers until the drain.
 pub async fn serve(listener: Listener, terms: Terms) {
@@ -41,7 +46,7 @@ pub async fn serve(listener: Listener, terms: Terms) {
         .merge(health::routes());
     #[cfg(test)]
     let router = router.route("/echo", any(ws::echo));
-    serving::serve(listener, router.with_state(terms.context.clone()), terms).await;
+    serve_router(listener, router, terms).await;
 }
 
 /// Serves operators until the drain.
@@ -51,6 +56,14 @@ pub async fn serve_admin(listener: Listener, page: PrometheusHandle, terms: Term
         std::future::ready(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page))
     };
     let router = Router::new().route("/metrics", get(render)).merge(health::routes()).merge(drain::routes());
+    serve_router(listener, router, terms).await;
+}
+
+async fn serve_router(listener: Listener, router: Router<Arc<Context>>, terms: Terms) {
+    let router = match &terms.tls {
+        Some(tls) => router.layer(map_response_with_state(tls.clone(), tls::hsts)),
+        None => router,
+    };
     serving::serve(listener, router.with_state(terms.context.clone()), terms).await;
 }
 

@@ -150,7 +150,7 @@ fn breaches(module: &str, text: &str) -> Vec<String> {
             let seen = segments.strip_prefix(&["crate"]).unwrap_or(&segments);
             if let [other, name, ..] = seen
                 && floor(other).is_some_and(|below| below > own_floor)
-                && !matches!((*other, *name), ("units", _) | (_, "Config" | "self"))
+                && !matches!((*other, *name), ("units", _) | (_, "Config" | "TlsConfig" | "self"))
             {
                 breaches.push(format!("{module} must see only the Config of {other} ({path})"));
             }

@@ -26,6 +26,7 @@ impl Config {
         // A new section has to say here which it is.
         let next = Config {
             http: self.http.clone(),
+            tls: self.tls.replaced_by(new.tls),
             connections: new.connections,
             broker: self.broker.clone(),
             session: new.session,
@@ -63,6 +64,9 @@ impl Config {
             if let Some(secret) = secret {
                 broker.insert(key.to_owned(), secret.expose_secret().into());
             }
+        }
+        if let Some(key) = &self.tls.key {
+            values["tls"]["key"] = key.expose_secret().into();
         }
         values
     }

@@ -202,7 +202,15 @@ fn full() -> Config {
         ..session::Config::default()
     };
     let runtime = runtime::Config { worker_threads: NonZeroUsize::new(1), ..runtime::Config::default() };
-    Config { broker, session, shutdown, runtime, ..Config::default() }
+    let tls = http::TlsConfig {
+        certificate_file: file(),
+        key: secret(),
+        key_file: file(),
+        client_ca_file: file(),
+        crl_file: file(),
+        ..http::TlsConfig::default()
+    };
+    Config { tls, broker, session, shutdown, runtime, ..Config::default() }
 }
 
 #[test]
@@ -274,20 +282,24 @@ fn a_configuration_read_again_replaces_what_new_sessions_read_and_names_what_nee
 #[test]
 fn a_secret_that_changes_is_told_and_not_shown() {
     for (section, key, _) in every_setting().filter(|(section, key, _)| is_secret(section, key)) {
+        let others = match (section, key) {
+            ("tls", _) => "[tls]\ncertificate_file = \"certificate\"\n",
+            (_, "client_key") => "[broker]\nurl = \"mqtts://b\"\nclient_certificate_file = \"certificate\"\n",
+            (_, _) => "[broker]\n",
+        };
         let with = |secret: &str| {
-            let certificate = "[broker]\nurl = \"mqtts://b\"\nclient_certificate_file = \"certificate\"\n";
-            let other = if key == "client_key" { "" } else { "client_key = \"k\"\n" };
-            let house = House::new(&format!("{certificate}{other}{key} = \"{secret}\"")).with("certificate", "public");
+            let house = House::new(&format!("{others}{key} = \"{secret}\"")).with("certificate", "public");
             house.load(Flags::default(), &[]).unwrap()
         };
         let (old, mut new) = (with(SECRET), with("hunter-27182"));
         new.broker.client_certificate_file.clone_from(&old.broker.client_certificate_file);
+        new.tls.certificate_file.clone_from(&old.tls.certificate_file);
         let (_, changes) = old.replaced_by(new);
         let change = Change {
             setting: format!("{section}.{key}"),
             from: "***".to_owned(),
             to: "***".to_owned(),
-            needs_restart: true,
+            needs_restart: section != "tls",
         };
         assert_eq!(changes, [change]);
     }
