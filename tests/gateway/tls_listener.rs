@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use rustls::HandshakeKind;
 use rustls::pki_types::CertificateDer;
 use rustls::version::{TLS12, TLS13};
 use serde_json::{Value, json};
@@ -50,6 +51,19 @@ impl House {
             }
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// Whether three connections, one after the other, resume what was before.
+    async fn resumes(&self, client: &TlsClient) -> [bool; 3] {
+        let mut resumed = [false; 3];
+        for resumed in &mut resumed {
+            let mut stream = client.connect(&self.gateway.address).await.expect("a handshake");
+            *resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
+            // What it may come back with follows the handshake.
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.expect("written");
+            timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("in time").expect("readable");
+        }
+        resumed
     }
 
     /// The certificate that a new connection gets.
@@ -232,6 +246,19 @@ mod versions {
         assert!(!String::from_utf8_lossy(&told.stdout).contains("ALPN protocol: h2"));
     }
 
+    #[tokio::test]
+    async fn a_session_is_resumed_until_the_files_are_read_again() {
+        let house = House::start("").await;
+        for version in [&TLS12, &TLS13] {
+            let client = house.certificates.client_with(None, &[version]);
+            assert_eq!(house.resumes(&client).await, [false, true, true], "{version:?}");
+            let before = house.reloads("applied").await;
+            house.gateway.signal("HUP").await;
+            eventually("they are read", async || house.reloads("applied").await > before).await;
+            assert_eq!(house.resumes(&client).await, [false, true, true], "{version:?}, with other keys");
+        }
+    }
+
     /// Says what there is to say against the TLS of this gateway.
     #[tokio::test]
     async fn sslyze_finds_nothing_weak() {
@@ -240,7 +267,7 @@ mod versions {
         let output = Command::new("sslyze")
             .arg(format!("--json_out={}", report.display()))
             .arg(format!("--certinfo_ca_file={}", house.certificates.path("ca.pem").display()))
-            .args(["--mozilla_config=intermediate", "--early_data", "--resum", &house.gateway.address])
+            .args(["--mozilla_config=intermediate", "--early_data", &house.gateway.address])
             .output()
             .await
             .expect("sslyze is installed: scripts/test does it");
@@ -451,6 +478,17 @@ mod clients {
             [house.certificates.client("client"), house.certificates.client_with(Some((&other, "client")), &[&TLS13])]
         {
             assert_eq!(house.serves(&client).await, Ok(()), "nobody asks");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_shows_a_certificate_shows_it_each_time() {
+        let house = house("optional").await;
+        for version in [&TLS12, &TLS13] {
+            let own = &house.certificates;
+            for client in [own.client_with(Some((own, "client")), &[version]), own.client_with(None, &[version])] {
+                assert_eq!(house.resumes(&client).await, [false; 3], "{version:?}");
+            }
         }
     }
 
