@@ -86,9 +86,12 @@ impl Tls {
     }
 
     fn reload(&self, files: &mut Files, config: &Config) -> Result<(), TlsError> {
-        (files.read, files.unsettled) = (Stamp::of(config.files()), None);
+        let stamp = Stamp::of(config.files());
         let read = InForce::read(config);
         metrics::tls_reloaded(read.is_ok());
+        if read.is_ok() || config.files().eq(files.config.files()) {
+            (files.read, files.unsettled) = (stamp, None);
+        }
         let read =
             read.inspect_err(|error| error!(%error, "the TLS files can't be used: the old ones stay in force"))?;
         if let Some(in_force) = read {
@@ -109,8 +112,8 @@ impl Tls {
             tokio::select! {
                 _ = looks.tick() => {
                     let tls = self.clone();
-                    // A file may lie on a network.
-                    spawn_blocking(move || tls.look()).await.expect("looking does not panic");
+                    // A file may lie on a network. At the end of the process nobody looks any more.
+                    let _ = spawn_blocking(move || tls.look()).await;
                 }
                 _ = days.tick() => self.in_force.load().tell_expiry(),
             }

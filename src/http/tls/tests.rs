@@ -194,6 +194,11 @@ fn what_is_told_to_be_read_is_read_at_once_and_what_is_broken_changes_nothing() 
     let house = House::new();
     let tls = started(&house.config());
     let first = server(&tls);
+    let wrong = Config { key_file: Some(house.path("ca.pem")), ..house.config() };
+    assert!(tls.replace(&wrong).is_err());
+    tls.look();
+    tls.look();
+    assert_eq!(tls.reloads(), 0, "files that were not taken are not looked after");
     house.write("server.pem", "broken");
     assert!(tls.replace(&house.config()).is_err());
     assert!(Arc::ptr_eq(&first, &server(&tls)));
