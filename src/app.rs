@@ -38,6 +38,7 @@ const BY_SIGNAL: &str = "SIGHUP";
 pub struct App {
     listen: SocketAddr,
     admin_listen: SocketAddr,
+    tls: Option<Arc<http::Tls>>,
     context: Arc<Context>,
     config: Config,
     log: Log,
@@ -62,6 +63,8 @@ pub enum StartError {
     #[error(transparent)]
     Auth(#[from] auth::StartError),
     #[error(transparent)]
+    Tls(#[from] http::TlsError),
+    #[error(transparent)]
     Listen(#[from] http::ListenError),
     #[error("the address of a listener can't be read: {0}")]
     Address(#[from] io::Error),
@@ -83,6 +86,7 @@ impl App {
         let drain = Drain::default();
         let closing = drain.begun().clone();
         let over = CancellationToken::new();
+        let tls = http::Tls::start(&config.tls)?;
         let listener = http::listen("http.listen", config.http.listen, config.http.backlog).await?;
         let admin_listener = http::listen("http.admin_listen", config.http.admin_listen, config.http.backlog).await?;
         let audit = Audit::start(&config.audit)?;
@@ -113,8 +117,9 @@ impl App {
         context.tasks.spawn(closing.clone().run_until_cancelled_owned(metrics::upkeep(page.clone())));
         let lingering = TaskTracker::new();
         // A lobby for each: a crowd of browsers keeps no operator out.
-        let terms = |lobby: &Arc<Lobby>, tasks: &TaskTracker, closing: &CancellationToken| http::Terms {
+        let terms = |lobby: &Arc<Lobby>, tasks: &TaskTracker, closing: &CancellationToken, is_tls: bool| http::Terms {
             config: config.http.clone(),
+            tls: tls.clone().filter(|_| is_tls),
             context: context.clone(),
             lobby: lobby.clone(),
             tasks: tasks.clone(),
@@ -122,12 +127,15 @@ impl App {
             closing: closing.clone(),
         };
         let (admin, admin_lobby) = (TaskTracker::new(), Lobby::new(&config.connections));
-        context.tasks.spawn(http::serve(listener, terms(&context.lobby, &context.tasks, closing)));
-        admin.spawn(http::serve_admin(admin_listener, page, terms(&admin_lobby, &admin, &over)));
+        context.tasks.spawn(http::serve(listener, terms(&context.lobby, &context.tasks, closing, true)));
+        admin.spawn(http::serve_admin(admin_listener, page, terms(&admin_lobby, &admin, &over, config.tls.admin)));
+        if let Some(tls) = tls.clone() {
+            tokio::spawn(over.clone().run_until_cancelled_owned(tls.watch()));
+        }
         tokio::spawn(systemd::watchdog());
         let watched = context.clone();
         tokio::spawn(over.clone().run_until_cancelled_owned(async move { watched.overload.watch().await }));
-        Ok(App { listen, admin_listen, context, config, log, watching, admin, admin_lobby, lingering, over })
+        Ok(App { listen, admin_listen, tls, context, config, log, watching, admin, admin_lobby, lingering, over })
     }
 
     /// Tells the service manager that the gateway serves: when the broker was reached, or a moment later without it.
@@ -169,7 +177,12 @@ impl App {
         systemd::ready(&self.status());
     }
 
-    fn replace(&mut self, new: Config, judge: Judge) {
+    fn replace(&mut self, mut new: Config, judge: Judge) {
+        // What can't be used is told, and wanted again next time.
+        let wanted = self.config.tls.replaced_by(new.tls.clone());
+        if self.tls.as_ref().is_some_and(|tls| tls.replace(&wanted).is_err()) {
+            new.tls = self.config.tls.clone();
+        }
         let (next, changes) = self.config.replaced_by(new);
         // The lines are written at the more talkative of the two levels.
         let is_louder = next.log.level.tells_more_than(&self.config.log.level);
@@ -274,12 +287,14 @@ fn changed(change: &Change) -> Event<'_> {
 
 impl fmt::Display for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let App { listen, admin_listen, context, .. } = self;
+        let App { listen, admin_listen, context, config, .. } = self;
+        let secure = |is_tls: bool| if is_tls { "s" } else { "" };
+        let (s, admin) = (secure(config.tls.is_on()), secure(config.tls.admin));
         writeln!(f, "Tidegate {}", env!("CARGO_PKG_VERSION"))?;
-        writeln!(f, "  console    http://{listen}/")?;
-        writeln!(f, "  WebSocket  ws://{listen}/ws")?;
+        writeln!(f, "  console    http{s}://{listen}/")?;
+        writeln!(f, "  WebSocket  ws{s}://{listen}/ws")?;
         writeln!(f, "  broker     {}", context.broker.address())?;
-        writeln!(f, "  metrics    http://{admin_listen}/metrics")
+        writeln!(f, "  metrics    http{admin}://{admin_listen}/metrics")
     }
 }
 

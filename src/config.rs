@@ -32,6 +32,8 @@ pub const TEMPLATE: &str = include_str!("config/default.toml");
 pub struct Config {
     /// Where Tidegate listens.
     pub http: http::Config,
+    /// Whether browsers come by TLS.
+    pub tls: http::TlsConfig,
     /// How many may connect, and when.
     pub connections: access::Config,
     /// Who may come in, and how that is shown.
@@ -104,6 +106,7 @@ impl Config {
             .check()
             .and_then(|()| self.auth.check())
             .and_then(|()| self.auth.policy(&self.roles, &self.groups).map(drop))
+            .and_then(|()| self.tls.check())
             .and_then(|()| self.broker.check())
             .and_then(|()| self.wire.check())
             .and_then(|()| self.runtime.check())

@@ -8,6 +8,8 @@ mod drain;
 mod health;
 mod listener;
 mod serving;
+mod stream;
+mod tls;
 mod unfinished;
 pub mod websocket;
 mod ws;
@@ -18,6 +20,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::http::header;
+use axum::middleware::map_response_with_state;
 use axum::routing::{any, get};
 use axum::{Extension, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -25,11 +28,13 @@ use metrics_exporter_prometheus::PrometheusHandle;
 pub use config::Config;
 pub use listener::Listener;
 pub use serving::Terms;
+pub use tls::{Config as TlsConfig, PeerCertificate, Tls, TlsError};
 
 use unfinished::Unfinished;
 
 use crate::access::Network;
 use crate::metrics;
+use crate::session::Context;
 
 /// Serves browsers until the drain.
 pub async fn serve(listener: Listener, terms: Terms) {
@@ -42,7 +47,7 @@ pub async fn serve(listener: Listener, terms: Terms) {
         .merge(health::routes());
     #[cfg(test)]
     let router = router.route("/echo", any(ws::echo));
-    serving::serve(listener, router.with_state(terms.context.clone()), terms).await;
+    serve_router(listener, router, terms).await;
 }
 
 /// Serves operators until the drain.
@@ -52,6 +57,14 @@ pub async fn serve_admin(listener: Listener, page: PrometheusHandle, terms: Term
         std::future::ready(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page))
     };
     let router = Router::new().route("/metrics", get(render)).merge(health::routes()).merge(drain::routes());
+    serve_router(listener, router, terms).await;
+}
+
+async fn serve_router(listener: Listener, router: Router<Arc<Context>>, terms: Terms) {
+    let router = match &terms.tls {
+        Some(tls) => router.layer(map_response_with_state(tls.clone(), tls::hsts)),
+        None => router,
+    };
     serving::serve(listener, router.with_state(terms.context.clone()), terms).await;
 }
 

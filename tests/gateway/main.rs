@@ -34,4 +34,5 @@ mod start;
 mod subscriptions;
 mod takeover;
 mod tls;
+mod tls_listener;
 mod wills;
