@@ -284,7 +284,7 @@ impl Close {
 
     /// Whether the session's will is published (docs/protocol.md).
     pub fn fires_will(self) -> bool {
-        !matches!(self, Close::ByClient | Close::Drain | Close::TakenOver)
+        !matches!(self, Close::ByClient | Close::Drain | Close::TakenOver | Close::Revoked)
     }
 
     /// Whether the client hears of it by a Close frame of ours.
@@ -308,6 +308,14 @@ mod tests {
         for close in Close::ALL {
             assert_eq!(close.label(), close.code().to_string());
             assert!(close.reason().len() <= 123, "{close}");
+        }
+    }
+
+    #[test]
+    fn whoever_left_or_may_not_be_here_has_no_will() {
+        let without = [Close::ByClient, Close::Drain, Close::TakenOver, Close::Revoked];
+        for close in Close::ALL {
+            assert_eq!(close.fires_will(), !without.contains(&close), "{close}");
         }
     }
 
