@@ -608,6 +608,7 @@ impl Dedicated {
         if let Some(renewal) = self.downlink.take_renewal() {
             self.opening.credentials = renewal.credentials;
             self.judge_anew(renewal.rights);
+            self.downlink.judged();
         }
         for receipt in self.downlink.take_confirmations() {
             self.incoming.confirm(receipt);
