@@ -27,6 +27,8 @@ use crate::{http, metrics, systemd};
 
 /// How long a service manager waits for the broker before it is told that the gateway serves.
 const BROKER_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks whether client certificates are to be judged anew.
+const CERTIFICATES_LOOK: Duration = Duration::from_secs(1);
 /// How long operators may take to have their last answers, once all else is over.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 /// How long the last lines of the audit log may take to be written, when even that is over.
@@ -133,6 +135,9 @@ impl App {
             tokio::spawn(over.clone().run_until_cancelled_owned(tls.watch()));
         }
         tokio::spawn(systemd::watchdog());
+        if let Some(tls) = tls.clone() {
+            tokio::spawn(over.clone().run_until_cancelled_owned(judge_certificates(tls, context.clone())));
+        }
         let watched = context.clone();
         tokio::spawn(over.clone().run_until_cancelled_owned(async move { watched.overload.watch().await }));
         Ok(App { listen, admin_listen, tls, context, config, log, watching, admin, admin_lobby, lingering, over })
@@ -248,6 +253,18 @@ impl App {
 /// What the roles of a checked configuration allow.
 fn policy(config: &Config) -> Arc<Policy> {
     Arc::new(config.auth.policy(&config.roles, &config.groups).expect("the configuration was checked"))
+}
+
+/// Has sessions judged anew that came with a client certificate, when other authorities or lists of revoked certificates are in force.
+async fn judge_certificates(tls: Arc<http::Tls>, context: Arc<Context>) {
+    let mut judged_at = tls.reloads();
+    loop {
+        sleep(CERTIFICATES_LOOK).await;
+        let reloads = tls.reloads();
+        if reloads != std::mem::replace(&mut judged_at, reloads) {
+            context.roster.summon(|visitor| visitor.vouching.is_some(), || Summons::Judge);
+        }
+    }
 }
 
 /// The task that keeps fresh what a judge fetches, until another judge takes its place.

@@ -16,7 +16,7 @@ mod state;
 
 pub use config::Config;
 pub use entrance::{Entrance, Lobby, Newcomer, Pass, turned_away};
-pub use guard::Presented;
+pub use guard::{Presented, Vouching};
 pub use quota::Quotas;
 pub use roster::{Roster, Summons, Visitor};
 pub use run::{Arrival, Context, Settings, run};

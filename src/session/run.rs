@@ -19,7 +19,7 @@ use super::composing::Composer;
 use super::entrance::{Entrance, Lobby, Newcomer, Pass};
 use super::expiry::{Due, Expiry};
 use super::greeting::no_access_control;
-use super::guard::{self, Greeting, Presented, Renewing, another_user, expiry, greeted, max_subscriptions};
+use super::guard::{self, Greeting, Presented, Renewing, Vouching, another_user, expiry, greeted, max_subscriptions};
 use super::queue::enter;
 use super::quota::{Quota, Quotas};
 use super::rates::Rates;
@@ -101,6 +101,8 @@ pub struct Settings {
 pub struct Arrival {
     /// What came with the handshake to say who it is.
     pub credential: Option<Presented>,
+    /// Who vouches for its client certificate, where its connection has shown one.
+    pub vouching: Option<Vouching>,
     /// Whose it is, for the log.
     pub client: IpAddr,
     /// Its right to be there, or why there is none.
@@ -163,7 +165,7 @@ async fn serve<S: Socket>(
         peer.reply(Reply::refused(Refusal::new(wire::Code::NotAuthenticated, message), None));
         Close::AuthenticationFailed
     })?;
-    let visitor = Visitor::new(number, arrival.client, &client_id, rights.clone());
+    let visitor = Visitor::new(number, arrival.client, &client_id, rights.clone(), arrival.vouching.take());
     let opening = Opening {
         client_id: broker_id,
         clean: auth.clean,
@@ -660,6 +662,12 @@ impl<'a, S: Socket> Open<'a, S> {
                 Err(close)
             }
             Summons::Judge => {
+                if self.visitor.vouching.as_ref().is_some_and(|is_believed| !is_believed()) {
+                    let refusal =
+                        Refusal::new(wire::Code::NotAuthenticated, "The client certificate is not believed any more.");
+                    self.peer.reply(Reply::refused(refusal, None));
+                    return Err(Close::Revoked);
+                }
                 let settings = self.context.settings.load();
                 let rights = match (settings.judge.is_on(), self.visitor.rights.load_full()) {
                     (false, _) => None,
