@@ -32,6 +32,8 @@ pub const TEMPLATE: &str = include_str!("config/default.toml");
 pub struct Config {
     /// Where Tidegate listens.
     pub http: http::Config,
+    /// Who may do what operators do.
+    pub admin: http::AdminConfig,
     /// How many may connect, and when.
     pub connections: access::Config,
     /// Who may come in, and how that is shown.
@@ -102,6 +104,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.http
             .check()
+            .and_then(|()| self.admin.check())
             .and_then(|()| self.auth.check())
             .and_then(|()| self.auth.policy(&self.roles, &self.groups).map(drop))
             .and_then(|()| self.broker.check())

@@ -28,6 +28,7 @@ impl Config {
         // A new section has to say here which it is.
         let next = Config {
             http: self.http.clone(),
+            admin: new.admin,
             connections: new.connections,
             auth: new.auth,
             broker: self.broker.clone(),

@@ -98,6 +98,7 @@ fn a_wrong_value_is_told_with_the_place_it_came_from() {
             ("TIDEGATE_RUNTIME__WORKER_THREADS", "1025"),
             "runtime.worker_threads is 1025: more than there are processors",
         ),
+        (Flags::default(), ("TIDEGATE_ADMIN__TOKEN", "guess me"), "admin.token has less than 16 bytes"),
         (Flags::default(), ("TIDEGATE_HTTP__LISTEN", "127.0.0.1:9464"), "http.admin_listen are both 127.0.0.1:9464"),
     ] {
         let refusal = house.load(flags, &[environment]).unwrap_err();
@@ -224,7 +225,8 @@ fn full() -> Config {
     let roles = BTreeMap::from([("viewer".to_owned(), role)]);
     let groups = BTreeMap::from([("pumps".to_owned(), access::GroupConfig { devices: vec!["pump-1".into()] })]);
     let audit = audit::Config { log: file(), keep: NonZeroUsize::new(1), ..audit::Config::default() };
-    Config { auth, broker, session, shutdown, runtime, audit, roles, groups, ..Config::default() }
+    let admin = http::AdminConfig { token: secret(), token_file: file() };
+    Config { admin, auth, broker, session, shutdown, runtime, audit, roles, groups, ..Config::default() }
 }
 
 #[test]
