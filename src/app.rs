@@ -28,6 +28,8 @@ use crate::{http, metrics, systemd};
 
 /// How long a service manager waits for the broker before it is told that the gateway serves.
 const BROKER_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks whether client certificates are to be judged anew.
+const CERTIFICATES_LOOK: Duration = Duration::from_secs(1);
 /// How long operators may take to have their last answers, once all else is over.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 /// How long the last lines of the audit log may take to be written, when even that is over.
@@ -56,6 +58,7 @@ impl By {
 pub struct App {
     listen: SocketAddr,
     admin_listen: SocketAddr,
+    tls: Option<Arc<http::Tls>>,
     context: Arc<Context>,
     config: Config,
     /// Keeps fresh what the judge fetches.
@@ -81,6 +84,8 @@ pub enum StartError {
     #[error(transparent)]
     Auth(#[from] auth::StartError),
     #[error(transparent)]
+    Tls(#[from] http::TlsError),
+    #[error(transparent)]
     Listen(#[from] http::ListenError),
     #[error("the address of a listener can't be read: {0}")]
     Address(#[from] io::Error),
@@ -102,6 +107,7 @@ impl App {
         let drain = Drain::default();
         let closing = drain.begun().clone();
         let over = CancellationToken::new();
+        let tls = http::Tls::start(&config.tls)?;
         let listener = http::listen("http.listen", config.http.listen, config.http.backlog).await?;
         let admin_listener = http::listen("http.admin_listen", config.http.admin_listen, config.http.backlog).await?;
         let audit = Audit::start(&config.audit)?;
@@ -135,8 +141,9 @@ impl App {
         context.tasks.spawn(closing.clone().run_until_cancelled_owned(metrics::upkeep(page.clone())));
         let lingering = TaskTracker::new();
         // A lobby for each: a crowd of browsers keeps no operator out.
-        let terms = |lobby: &Arc<Lobby>, tasks: &TaskTracker, closing: &CancellationToken| http::Terms {
+        let terms = |lobby: &Arc<Lobby>, tasks: &TaskTracker, closing: &CancellationToken, is_tls: bool| http::Terms {
             config: config.http.clone(),
+            tls: tls.clone().filter(|_| is_tls),
             context: context.clone(),
             lobby: lobby.clone(),
             tasks: tasks.clone(),
@@ -144,18 +151,29 @@ impl App {
             closing: closing.clone(),
         };
         let (admin, admin_lobby) = (TaskTracker::new(), Lobby::new(&config.connections));
-        context.tasks.spawn(http::serve(listener, terms(&context.lobby, &context.tasks, closing)));
+        context.tasks.spawn(http::serve(listener, terms(&context.lobby, &context.tasks, closing, true)));
         let gate = Gate::new(admin_listen, &config.admin);
         if gate.is_shut() {
             info!(
                 "the admin API is off: http.admin_listen can be reached from other machines, and there is no admin.token_file"
             );
         }
-        admin.spawn(http::serve_admin(admin_listener, page, gate.clone(), terms(&admin_lobby, &admin, &over)));
+        admin.spawn(http::serve_admin(
+            admin_listener,
+            page,
+            gate.clone(),
+            terms(&admin_lobby, &admin, &over, config.tls.admin),
+        ));
+        if let Some(tls) = tls.clone() {
+            tokio::spawn(over.clone().run_until_cancelled_owned(tls.watch()));
+        }
         tokio::spawn(systemd::watchdog());
+        if let Some(tls) = tls.clone() {
+            tokio::spawn(over.clone().run_until_cancelled_owned(judge_certificates(tls, context.clone())));
+        }
         let watched = context.clone();
         tokio::spawn(over.clone().run_until_cancelled_owned(async move { watched.overload.watch().await }));
-        Ok(App { listen, admin_listen, context, config, watching, gate, admin, admin_lobby, lingering, over })
+        Ok(App { listen, admin_listen, tls, context, config, watching, gate, admin, admin_lobby, lingering, over })
     }
 
     /// Tells the service manager that the gateway serves: when the broker was reached, or a moment later without it.
@@ -201,7 +219,12 @@ impl App {
         outcome
     }
 
-    fn replace(&mut self, new: Config, judge: Judge, by: By) -> Reloaded {
+    fn replace(&mut self, mut new: Config, judge: Judge, by: By) -> Reloaded {
+        // What can't be used is told, and wanted again next time.
+        let wanted = self.config.tls.replaced_by(new.tls.clone());
+        if self.tls.as_ref().is_some_and(|tls| tls.replace(&wanted).is_err()) {
+            new.tls = self.config.tls.clone();
+        }
         let (next, changes) = self.config.replaced_by(new);
         // The lines are written at the more talkative of the two levels.
         let is_louder = next.log.level.tells_more_than(&self.context.log.level());
@@ -271,6 +294,18 @@ pub fn policy(config: &Config) -> Arc<Policy> {
     Arc::new(config.auth.policy(&config.roles, &config.groups).expect("the configuration was checked"))
 }
 
+/// Has sessions judged anew that came with a client certificate, when other authorities or lists of revoked certificates are in force.
+async fn judge_certificates(tls: Arc<http::Tls>, context: Arc<Context>) {
+    let mut judged_at = tls.reloads();
+    loop {
+        sleep(CERTIFICATES_LOOK).await;
+        let reloads = tls.reloads();
+        if reloads != std::mem::replace(&mut judged_at, reloads) {
+            context.roster.summon(|visitor| visitor.vouching.is_some(), || Summons::Judge);
+        }
+    }
+}
+
 /// The task that keeps fresh what a judge fetches, until another judge takes its place.
 struct Watching(AbortHandle);
 
@@ -308,12 +343,14 @@ fn changed(change: &Change, by: By) -> Event<'_> {
 
 impl fmt::Display for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let App { listen, admin_listen, context, .. } = self;
+        let App { listen, admin_listen, context, config, .. } = self;
+        let secure = |is_tls: bool| if is_tls { "s" } else { "" };
+        let (s, admin) = (secure(config.tls.is_on()), secure(config.tls.admin));
         writeln!(f, "Tidegate {}", env!("CARGO_PKG_VERSION"))?;
-        writeln!(f, "  console    http://{listen}/")?;
-        writeln!(f, "  WebSocket  ws://{listen}/ws")?;
+        writeln!(f, "  console    http{s}://{listen}/")?;
+        writeln!(f, "  WebSocket  ws{s}://{listen}/ws")?;
         writeln!(f, "  broker     {}", context.broker.address())?;
-        writeln!(f, "  metrics    http://{admin_listen}/metrics")
+        writeln!(f, "  metrics    http{admin}://{admin_listen}/metrics")
     }
 }
 

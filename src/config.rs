@@ -34,6 +34,8 @@ pub struct Config {
     pub http: http::Config,
     /// Who may do what operators do.
     pub admin: http::AdminConfig,
+    /// Whether browsers come by TLS.
+    pub tls: http::TlsConfig,
     /// How many may connect, and when.
     pub connections: access::Config,
     /// Who may come in, and how that is shown.
@@ -107,6 +109,7 @@ impl Config {
             .and_then(|()| self.admin.check())
             .and_then(|()| self.auth.check())
             .and_then(|()| self.auth.policy(&self.roles, &self.groups).map(drop))
+            .and_then(|()| self.tls.check())
             .and_then(|()| self.broker.check())
             .and_then(|()| self.wire.check())
             .and_then(|()| self.runtime.check())

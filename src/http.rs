@@ -10,6 +10,8 @@ mod gate;
 mod health;
 mod listener;
 mod serving;
+mod stream;
+mod tls;
 mod unfinished;
 pub mod websocket;
 mod ws;
@@ -20,6 +22,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::http::header;
+use axum::middleware::map_response_with_state;
 use axum::routing::{any, get};
 use axum::{Extension, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -29,25 +32,27 @@ pub use config::Config;
 pub use gate::Gate;
 pub use listener::Listener;
 pub use serving::Terms;
+pub use tls::{Config as TlsConfig, PeerCertificate, Tls, TlsError};
 
 use unfinished::Unfinished;
 
 use crate::access::Network;
 use crate::metrics;
+use crate::session::Context;
 
 /// Serves browsers until the drain.
 pub async fn serve(listener: Listener, terms: Terms) {
     let trusted_proxies: Arc<[Network]> = terms.config.trusted_proxies.as_slice().into();
     let router = Router::new()
         .route("/ws", any(ws::upgrade))
+        .merge(api::public_routes())
         .layer(Extension(trusted_proxies))
         .layer(Extension(Arc::<Unfinished>::default()))
-        .merge(api::public_routes())
         .merge(console::routes())
         .merge(health::routes());
     #[cfg(test)]
     let router = router.route("/echo", any(ws::echo));
-    serving::serve(listener, router.with_state(terms.context.clone()), terms).await;
+    serve_router(listener, router, terms).await;
 }
 
 /// Serves operators until the drain: metrics and health to whoever asks, all else behind the gate.
@@ -60,6 +65,14 @@ pub async fn serve_admin(listener: Listener, page: PrometheusHandle, gate: Arc<G
         .route("/metrics", get(render))
         .merge(health::routes())
         .merge(api::routes(gate, terms.context.clone()));
+    serve_router(listener, router, terms).await;
+}
+
+async fn serve_router(listener: Listener, router: Router<Arc<Context>>, terms: Terms) {
+    let router = match &terms.tls {
+        Some(tls) => router.layer(map_response_with_state(tls.clone(), tls::hsts)),
+        None => router,
+    };
     serving::serve(listener, router.with_state(terms.context.clone()), terms).await;
 }
 

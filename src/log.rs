@@ -112,6 +112,9 @@ fn has_colours() -> bool {
     io::stderr().is_terminal() && !unwanted
 }
 
+/// rumqttd tells every connection and its filters, rustls whatever a peer makes it tell; whoever wants that asks for it by name.
+const QUIET: [&str; 2] = ["rumqttd", "rustls"];
+
 impl Level {
     /// Some line is worth less than `other` asks for.
     pub fn tells_more_than(&self, other: &Level) -> bool {
@@ -119,8 +122,8 @@ impl Level {
     }
 
     fn filter(&self) -> EnvFilter {
-        // rumqttd tells every connection and its filters; whoever wants that asks for it by name.
-        let level = if self.0.contains("rumqttd") { self.0.clone() } else { format!("{},rumqttd=off", self.0) };
+        let quiet = QUIET.iter().filter(|part| !self.0.contains(**part));
+        let level = quiet.fold(self.0.clone(), |level, part| format!("{level},{part}=off"));
         EnvFilter::try_new(level).expect("a level was parsed when it was read")
     }
 }

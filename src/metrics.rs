@@ -29,6 +29,34 @@ pub enum LinkState {
     Down,
 }
 
+/// What came of a connection to a listener with TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// A handshake.
+    Ok,
+    /// A handshake that failed: no version in common, say, or no certificate that is believed.
+    Failed,
+    /// Nothing in time.
+    Timeout,
+    /// A request without TLS.
+    Plain,
+}
+
+impl Handshake {
+    /// All of them.
+    pub const ALL: [Handshake; 4] = [Handshake::Ok, Handshake::Failed, Handshake::Timeout, Handshake::Plain];
+
+    /// As a metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Handshake::Ok => "ok",
+            Handshake::Failed => "failed",
+            Handshake::Timeout => "timeout",
+            Handshake::Plain => "plain",
+        }
+    }
+}
+
 /// Installs the recorder; the handle renders the page for Prometheus.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new()
@@ -295,6 +323,27 @@ pub fn hook_asked(took: Duration) {
     METRICS.hook.record(took);
 }
 
+/// A connection to a listener with TLS came to this.
+pub fn tls_handshake(result: Handshake) {
+    counter!("tidegate_tls_handshakes_total", "result" => result.label()).increment(1);
+}
+
+/// The TLS files were read again, and put in force or turned down.
+pub fn tls_reloaded(applied: bool) {
+    let result = if applied { "applied" } else { "refused" };
+    counter!("tidegate_tls_reloads_total", "result" => result).increment(1);
+}
+
+/// The gateway's certificate is good until then, in Unix seconds.
+pub fn tls_certificate_not_after(seconds: i64) {
+    gauge!("tidegate_tls_certificate_not_after_timestamp_seconds").set(seconds as f64);
+}
+
+/// All lists of revoked certificates are good until then, in Unix seconds.
+pub fn tls_crl_next_update(seconds: i64) {
+    gauge!("tidegate_tls_crl_next_update_timestamp_seconds").set(seconds as f64);
+}
+
 /// Clients have begun frames of so many bytes and not finished them.
 pub fn unfinished(bytes: u64) {
     METRICS.unfinished.set(bytes as f64);
@@ -393,6 +442,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     }
     for result in ["applied", "refused"] {
         counter!("tidegate_configuration_reloads_total", "result" => result).increment(0);
+        counter!("tidegate_tls_reloads_total", "result" => result).increment(0);
+    }
+    for handshake in Handshake::ALL {
+        counter!("tidegate_tls_handshakes_total", "result" => handshake.label()).increment(0);
     }
     for source in Source::ALL {
         for result in [GOOD].into_iter().chain(Failure::NAMES) {
@@ -570,6 +623,24 @@ fn describe() {
     );
     describe_gauge!("tidegate_audit_queued", "Events that wait to be written to the audit log.");
     describe_counter!("tidegate_audit_write_errors_total", "Writes to the audit log that failed; each is tried again.");
+    describe_counter!(
+        "tidegate_tls_handshakes_total",
+        "Connections to listeners with TLS, by what came of them: ok, failed, timeout, or plain, a request without TLS."
+    );
+    describe_counter!(
+        "tidegate_tls_reloads_total",
+        "Times that the TLS files were read again, by result: applied or refused."
+    );
+    describe_gauge!(
+        "tidegate_tls_certificate_not_after_timestamp_seconds",
+        Unit::Seconds,
+        "When the certificate of the gateway expires, in Unix time."
+    );
+    describe_gauge!(
+        "tidegate_tls_crl_next_update_timestamp_seconds",
+        Unit::Seconds,
+        "When the first of the lists of revoked certificates is out of date, in Unix time."
+    );
     describe_counter!("tidegate_panics_total", "Faults of the program, each of which ended the task that it was in.");
     describe_gauge!("tidegate_broker_reachable", "Whether the broker can be reached: 1 or 0.");
 }

@@ -21,7 +21,7 @@ mod state;
 
 pub use config::Config;
 pub use entrance::{Entrance, Lobby, Newcomer, Pass, turned_away};
-pub use guard::{Presented, note_failure};
+pub use guard::{Presented, Vouching, note_failure};
 pub use quota::Quotas;
 pub use reloads::{Askers, Reloaded, Reloads};
 pub use revoking::Shut;

@@ -31,7 +31,7 @@ const KNOWN_TO: [(&str, &[&str]); 10] = [
     ("argon2", &["auth"]),
     ("aws_lc_rs", &["audit", "auth", "http"]),
     ("reqwest", &["auth"]),
-    ("x509_parser", &["auth"]),
+    ("x509_parser", &["auth", "http"]),
     ("axum", &["http"]),
     ("hyper", &["http"]),
     ("hyper_util", &["http"]),

@@ -19,6 +19,8 @@ pub enum Reason {
     MaxUnauthenticated,
     /// No whole head of a request came in time.
     HeaderTimeout,
+    /// It did not come to the end of its TLS handshake in time.
+    HandshakeTimeout,
     /// The head of its request was too large.
     MaxHeader,
     /// It read nothing of a response.
@@ -33,13 +35,14 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 12] = [
         Reason::MaxPerAddress,
         Reason::MaxNewPerSecond,
         Reason::MaxQueued,
         Reason::QueueTimeout,
         Reason::MaxUnauthenticated,
         Reason::HeaderTimeout,
+        Reason::HandshakeTimeout,
         Reason::MaxHeader,
         Reason::WriteTimeout,
         Reason::MaxStall,
@@ -56,6 +59,7 @@ impl Reason {
             Reason::QueueTimeout => "queue_timeout",
             Reason::MaxUnauthenticated => "max_unauthenticated",
             Reason::HeaderTimeout => "header_timeout",
+            Reason::HandshakeTimeout => "handshake_timeout",
             Reason::MaxHeader => "max_header",
             Reason::WriteTimeout => "write_timeout",
             Reason::MaxStall => "max_stall",
@@ -83,6 +87,7 @@ impl Reason {
                 "Too many connections have said nothing yet, and this one was the oldest (connections.max_unauthenticated)."
             }
             Reason::HeaderTimeout => "No request came in time (http.header_timeout).",
+            Reason::HandshakeTimeout => "No TLS handshake came to its end in time (tls.handshake_timeout).",
             Reason::MaxHeader => "The head of a request was too large (http.max_header).",
             Reason::WriteTimeout => "Nothing of a response was read in time (session.write_timeout).",
             Reason::MaxStall => "The gateway is too busy to take one more (connections.max_stall).",

@@ -193,6 +193,12 @@ mod tests {
         Qos::from_number(number).expect("0, 1 or 2")
     }
 
+    /// The refusal, if there is one, has the words of the explanation.
+    fn is_told(refusal: Option<Refusal>, explanation: &Explanation) -> bool {
+        let said = format!(": {}.", explanation.why);
+        refusal.is_none_or(|refusal| refusal.message.ends_with(&said))
+    }
+
     const LEVELS: &str = "(plant|user|anna|safety|log|x)(/(plant|user|anna|safety|log|x)){0,3}";
     const FILTERS: &str = "([$]share/g/)?(plant|user|[+]|x)(/(anna|safety|[+]|x)){0,2}(/#)?";
 
@@ -207,13 +213,13 @@ mod tests {
             let explanation = rights.explain_publish(&message.topic, qos, retain);
             let judged = rights.publish(&message);
             prop_assert_eq!(explanation.qos.is_some(), judged.is_ok());
-            prop_assert!(judged.err().is_none_or(|refusal| refusal.message.ends_with(&format!(": {}.", explanation.why))));
+            prop_assert!(is_told(judged.err(), &explanation));
 
             let filter = TopicFilter::parse(&filter).expect("a filter");
             let explanation = rights.explain_subscribe(&filter, qos);
             let judged = rights.subscribe(&filter, qos);
             prop_assert_eq!(explanation.qos, judged.as_ref().ok().map(|granted| granted.qos));
-            prop_assert!(judged.err().is_none_or(|refusal| refusal.message.ends_with(&format!(": {}.", explanation.why))));
+            prop_assert!(is_told(judged.err(), &explanation));
         }
     }
 

@@ -29,6 +29,7 @@ impl Config {
         let next = Config {
             http: self.http.clone(),
             admin: new.admin,
+            tls: self.tls.replaced_by(new.tls),
             connections: new.connections,
             auth: new.auth,
             broker: self.broker.clone(),

@@ -226,7 +226,15 @@ fn full() -> Config {
     let groups = BTreeMap::from([("pumps".to_owned(), access::GroupConfig { devices: vec!["pump-1".into()] })]);
     let audit = audit::Config { log: file(), keep: NonZeroUsize::new(1), ..audit::Config::default() };
     let admin = http::AdminConfig { token: secret(), token_file: file() };
-    Config { admin, auth, broker, session, shutdown, runtime, audit, roles, groups, ..Config::default() }
+    let tls = http::TlsConfig {
+        certificate_file: file(),
+        key: secret(),
+        key_file: file(),
+        client_ca_file: file(),
+        crl_file: file(),
+        ..http::TlsConfig::default()
+    };
+    Config { admin, tls, auth, broker, session, shutdown, runtime, audit, roles, groups, ..Config::default() }
 }
 
 #[test]
@@ -304,19 +312,28 @@ fn a_configuration_read_again_replaces_what_new_sessions_read_and_names_what_nee
 
 #[test]
 fn a_secret_that_changes_is_told_and_not_shown() {
-    for known in every_setting().filter(|known| known.path[0] == "broker" && is_secret(&known.name())) {
-        let key = known.key();
+    let simple = |known: &&Known| is_secret(&known.name()) && known.path[0] != "auth";
+    for known in every_setting().filter(simple) {
+        let (section, key) = (known.path[0], known.key());
+        let others = match (section, key) {
+            ("tls", _) => "[tls]\ncertificate_file = \"certificate\"\n",
+            (_, "client_key") => "[broker]\nurl = \"mqtts://b\"\nclient_certificate_file = \"certificate\"\n",
+            (_, _) => "[broker]\n",
+        };
         let with = |secret: &str| {
-            let certificate = "[broker]\nurl = \"mqtts://b\"\nclient_certificate_file = \"certificate\"\n";
-            let other = if key == "client_key" { "" } else { "client_key = \"k\"\n" };
-            let house = House::new(&format!("{certificate}{other}{key} = \"{secret}\"")).with("certificate", "public");
+            let house = House::new(&format!("{others}{key} = \"{secret}\"")).with("certificate", "public");
             house.load(Flags::default(), &[]).unwrap()
         };
         let (old, mut new) = (with(SECRET), with("hunter-27182"));
         new.broker.client_certificate_file.clone_from(&old.broker.client_certificate_file);
+        new.tls.certificate_file.clone_from(&old.tls.certificate_file);
         let (_, changes) = old.replaced_by(new);
-        let change =
-            Change { setting: known.name(), from: "***".to_owned(), to: "***".to_owned(), needs_restart: true };
+        let change = Change {
+            setting: known.name(),
+            from: "***".to_owned(),
+            to: "***".to_owned(),
+            needs_restart: section != "tls",
+        };
         assert_eq!(changes, [change]);
     }
 }

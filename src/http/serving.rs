@@ -23,6 +23,8 @@ use tokio_util::task::TaskTracker;
 use super::Config;
 use super::connection::{Connection, Phase, Wire};
 use super::listener::Listener;
+use super::stream::{Stream, Tcp};
+use super::tls::{self, Begun, PeerCertificate, Tls};
 use crate::access::Reason;
 use crate::session::{Context, Lobby, Newcomer, turned_away};
 
@@ -35,6 +37,8 @@ const CLOSING: Duration = Duration::from_secs(2);
 pub struct Terms {
     /// How long a request may take to come, and to be how large.
     pub config: Config,
+    /// With which certificate, where there is TLS.
+    pub tls: Option<Arc<Tls>>,
     /// What all sessions share; it also says how long a peer may read nothing of a response.
     pub context: Arc<Context>,
     /// Where connections wait that have said nothing.
@@ -56,29 +60,55 @@ pub struct Peer {
     pub address: IpAddr,
     /// Its place among those who have said nothing, kept as long as anybody has this.
     pub newcomer: Arc<Newcomer>,
+    /// The certificate that it has shown, which was believed then.
+    #[allow(dead_code, reason = "for whoever asks who the client is")]
+    pub certificate: Option<Arc<PeerCertificate>>,
+}
+
+/// What a listener serves, and how.
+struct Serving {
+    router: Router,
+    /// For those who come without TLS where there is TLS.
+    unencrypted: Router,
+    terms: Terms,
 }
 
 /// Accepts connections, and serves each in a task of its own, until the drain.
 pub async fn serve(listener: Listener, router: Router, terms: Terms) {
-    let terms = Arc::new(terms);
+    let unencrypted = terms.tls.clone().map_or_else(Router::new, tls::unencrypted);
+    let serving = Arc::new(Serving { router, unencrypted, terms });
     loop {
         let (stream, address) = select! {
             biased;
-            () = terms.closing.cancelled() => return,
+            () = serving.terms.closing.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        terms.tasks.spawn(serve_connection(stream, address, router.clone(), terms.clone()));
+        serving.terms.tasks.spawn(serve_connection(stream, address, serving.clone()));
     }
 }
 
-async fn serve_connection(stream: TcpStream, address: SocketAddr, router: Router, terms: Arc<Terms>) {
+async fn serve_connection(stream: TcpStream, address: SocketAddr, serving: Arc<Serving>) {
+    let Serving { router, unencrypted, terms } = &*serving;
     let address = address.ip().to_canonical();
     let newcomer = Arc::new(terms.lobby.enter(address));
+    let begun = match &terms.tls {
+        None => Some((Stream::Plain(Tcp::new(stream)), None, router)),
+        Some(tls) => select! {
+            // In a box, as connections without TLS shall not be larger for it.
+            begun = Box::pin(tls::begin(tls, stream, address)) => begun.map(|begun| match begun {
+                Begun::Tls(stream, certificate) => (stream, certificate, router),
+                Begun::Plain(stream) => (stream, None, unencrypted),
+            }),
+            () = newcomer.let_go() => return,
+            () = terms.closing.cancelled() => return,
+        },
+    };
+    let Some((stream, certificate, router)) = begun else { return };
     let write_timeout = terms.context.settings.load().session.write_timeout;
     let connection = Connection::new(stream, write_timeout, terms.lingering.clone());
     let wire = connection.wire();
-    let peer = Peer { wire: wire.clone(), address, newcomer: newcomer.clone() };
-    let service = service(router, peer);
+    let peer = Peer { wire: wire.clone(), address, newcomer: newcomer.clone(), certificate };
+    let service = service(router.clone(), peer);
     let max_header = terms.config.max_header.get();
     let serving = Builder::new()
         .timer(TokioTimer::new())

@@ -14,7 +14,7 @@ use super::serving::Peer;
 use super::unfinished::{Share, Unfinished};
 use super::websocket::{Handshake, WebSocket};
 use crate::access::{Network, Reason, addresses};
-use crate::session::{self, Arrival, Context, turned_away};
+use crate::session::{self, Arrival, Context, Vouching, turned_away};
 use crate::wire::negotiate::negotiate;
 
 /// Agrees on a subprotocol and starts the session. It is for the session to say that there is no place for it: browsers can't see
@@ -45,7 +45,9 @@ pub async fn upgrade(
     if let Err(reason) = pass {
         turned_away(reason, Some(client));
     }
-    let arrival = Arrival { credential, client, pass, newcomer: Some(peer.newcomer) };
+    let vouching =
+        peer.certificate.clone().map(|certificate| -> Vouching { Arc::new(move || certificate.is_trusted()) });
+    let arrival = Arrival { credential, vouching, client, pass, newcomer: Some(peer.newcomer) };
     let settings = context.settings.load_full();
     let share = Share::new(unfinished, settings.wire.max_unfinished_bytes.get());
     let task = context.tasks.token();
@@ -82,7 +84,7 @@ pub async fn echo(State(context): State<Arc<Context>>, handshake: Handshake) -> 
 }
 
 /// Whom the request comes from, behind the proxies that are trusted.
-fn client(peer: &Peer, headers: &HeaderMap, trusted_proxies: &[Network]) -> IpAddr {
+pub fn client(peer: &Peer, headers: &HeaderMap, trusted_proxies: &[Network]) -> IpAddr {
     // What is no text is no address either.
     let values = headers.get_all("x-forwarded-for").iter().rev().map(|value| value.to_str().unwrap_or_default());
     addresses::client(peer.address, values.flat_map(|value| value.rsplit(',')), trusted_proxies)

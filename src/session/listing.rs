@@ -62,7 +62,7 @@ mod tests {
     fn visitor(number: u64, user: &str, client_id: &str, roles: &[&str], address: [u8; 4]) -> Arc<Visitor> {
         let identity = Identity { user: Some(user.into()), roles: names(roles), ..Identity::anonymous(&[]) };
         let rights = Arc::new(Rights::new(Arc::default(), identity, client_id));
-        Visitor::new(number, address.into(), client_id, Some(rights))
+        Visitor::new(number, address.into(), client_id, Some(rights), None)
     }
 
     fn numbers(page: &Page) -> Vec<u64> {
@@ -79,7 +79,7 @@ mod tests {
             visitor(3, "anna", "c1", &["viewer"], [10, 0, 0, 1]),
             visitor(1, "anna", "c2", &["viewer", "operator"], [10, 0, 1, 1]),
             visitor(2, "bob", "c1", &["operator"], [192, 168, 0, 1]),
-            Visitor::new(4, [127, 0, 0, 1].into(), "c4", None),
+            Visitor::new(4, [127, 0, 0, 1].into(), "c4", None, None),
         ];
         let text = |text: &str| Some(text.to_owned());
         let none = Filter::default;

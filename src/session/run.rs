@@ -19,7 +19,7 @@ use super::composing::Composer;
 use super::entrance::{Entrance, Lobby, Newcomer, Pass};
 use super::expiry::{Due, Expiry};
 use super::greeting::no_access_control;
-use super::guard::{self, Greeting, Presented, Renewing, another_user, expiry, greeted, max_subscriptions};
+use super::guard::{self, Greeting, Presented, Renewing, Vouching, another_user, expiry, greeted, max_subscriptions};
 use super::queue::enter;
 use super::quota::{Quota, Quotas};
 use super::rates::Rates;
@@ -111,6 +111,8 @@ pub struct Settings {
 pub struct Arrival {
     /// What came with the handshake to say who it is.
     pub credential: Option<Presented>,
+    /// Who vouches for its client certificate, where its connection has shown one.
+    pub vouching: Option<Vouching>,
     /// Whose it is, for the log.
     pub client: IpAddr,
     /// Its right to be there, or why there is none.
@@ -177,7 +179,7 @@ async fn serve<S: Socket>(
         peer.reply(Reply::refused(refusal, None));
         return Err(Close::AuthenticationFailed);
     }
-    let visitor = Visitor::new(number, arrival.client, &client_id, rights.clone());
+    let visitor = Visitor::new(number, arrival.client, &client_id, rights.clone(), arrival.vouching.take());
     let opening = Opening {
         client_id: broker_id,
         clean: auth.clean,
@@ -315,7 +317,8 @@ impl Attached {
     ) -> State {
         let rights = self.visitor.rights.load_full();
         let limits = limits(&self.settings, &ready, rights.as_deref());
-        let client_id = self.visitor.client_id.to_string();
+        // Where users are told apart, the broker knows the client by another name than its own.
+        let client_id = if rights.is_some() { self.visitor.client_id.to_string() } else { ready.client_id };
         let user = rights.as_ref().and_then(|rights| rights.identity().user.clone());
         debug!(session = session_id, client = client_id, user, "session opened");
         let expires_in = rights.as_ref().and_then(|rights| expiry(rights.identity())?.left(Instant::now()).into());
@@ -675,6 +678,12 @@ impl<'a, S: Socket> Open<'a, S> {
                 Err(close)
             }
             Summons::Judge => {
+                if self.visitor.vouching.as_ref().is_some_and(|is_believed| !is_believed()) {
+                    let refusal =
+                        Refusal::new(wire::Code::NotAuthenticated, "The client certificate is not believed any more.");
+                    self.peer.reply(Reply::refused(refusal, None));
+                    return Err(Close::Revoked);
+                }
                 let settings = self.context.settings.load();
                 let rights = match (settings.judge.is_on(), self.visitor.rights.load_full()) {
                     (false, _) => None,

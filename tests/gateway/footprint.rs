@@ -2,16 +2,27 @@
 
 use serde_json::json;
 
+use crate::support::certificates::Certificates;
 use crate::support::{Gateway, Mosquitto, eventually};
 
 #[tokio::test]
 async fn an_idle_session_keeps_nothing_of_a_large_frame_each_way() {
+    let mosquitto = Mosquitto::start().await;
+    nothing_is_kept(&Gateway::before(&mosquitto).await).await;
+}
+
+#[tokio::test]
+async fn an_idle_session_over_tls_keeps_nothing_of_a_large_frame_each_way() {
+    let (mosquitto, certificates) = (Mosquitto::start().await, Certificates::new());
+    let house = Gateway::start_secure(&mosquitto.url(), &certificates.tls(""), certificates.anyone()).await;
+    nothing_is_kept(&house).await;
+}
+
+async fn nothing_is_kept(house: &Gateway) {
     const SESSIONS: usize = 50;
     const LARGE: usize = 1_000_000;
     /// What the allocator keeps for all is about 10 MiB, however many they are.
     const KEPT: usize = 256 * 1024;
-    let mosquitto = Mosquitto::start().await;
-    let house = Gateway::before(&mosquitto).await;
     let mut browsers = Vec::new();
     for _ in 0..SESSIONS {
         let mut browser = house.browser().await;

@@ -25,10 +25,17 @@ async fn the_page_and_its_parts_come_with_their_types_and_a_policy() {
             &format!("content-type: {kind}"),
             "content-security-policy: default-src 'self';",
             "x-content-type-options: nosniff",
+            "x-frame-options: deny",
             "referrer-policy: no-referrer",
+            "cross-origin-opener-policy: same-origin",
+            "cross-origin-resource-policy: same-origin",
+            "permissions-policy: accelerometer=(), ",
         ] {
             assert!(head.contains(line), "{path}: {line} in\n{head}");
         }
+        assert!(!head.contains("unsafe-inline") && !head.contains("strict-transport-security"), "{path}: {head}");
+        let is_inline = ["<style", " style=", "<script>", "javascript:", " onclick=", " onload=", " onerror="];
+        assert!(!is_inline.iter().any(|sign| body.contains(sign)), "{path} needs nothing that the policy forbids");
         let loads_from_elsewhere = ["src=\"http", "href=\"http", "url(http", "@import"];
         assert!(!loads_from_elsewhere.iter().any(|sign| body.contains(sign)), "{path} needs nobody else");
     }

@@ -35,4 +35,5 @@ mod start;
 mod subscriptions;
 mod takeover;
 mod tls;
+mod tls_listener;
 mod wills;

@@ -315,7 +315,11 @@ async fn one_whose_queue_is_full_of_what_can_not_be_dropped_is_closed() {
     slow.subscribe_with(json!({"topic": "count", "qos": 1})).await;
     let mut publisher = house.browser().await;
     let text = "x".repeat(50_000);
-    for number in 1..=300 {
+    let mut number = 0;
+    // From the close on it has two seconds to read what was sent before.
+    while !house.log().contains("close=4008") {
+        number += 1;
+        assert!(number <= 300, "its queue is full long since");
         publish(&mut publisher, "count", &format!("{number:03} {text}"), false).await;
         fast.expect("mqtt").await;
     }
@@ -436,4 +440,37 @@ async fn thousands_who_subscribe_at_one_time_ask_the_broker_once_for_each_filter
     for mut browser in browsers {
         assert_eq!(numbers_until(&mut browser, 22).await, [22]);
     }
+}
+
+#[tokio::test]
+async fn while_the_broker_is_away_subscribes_and_unsubscribes_wait_for_it() {
+    let mut mosquitto = Mosquitto::start().await;
+    let house = Gateway::start(&mosquitto.url(), &format!("{SHARED}request_timeout = 3\n")).await;
+    let (mut one, mut other) = (house.browser().await, house.browser().await);
+    one.subscribe("attic/#").await;
+    mosquitto.stop().await;
+    for browser in [&mut one, &mut other] {
+        assert_eq!(browser.expect("broker").await["status"], "down");
+    }
+    // What the broker has granted to one is no answer to the other now.
+    other.send(json!({"type": "subscribe", "topic": "attic/#", "msgid": "late"})).await;
+    one.send(json!({"type": "unsubscribe", "topic": "attic/#", "msgid": "late"})).await;
+    for browser in [&mut one, &mut other] {
+        browser.hears_nothing_for(Duration::from_millis(300)).await;
+    }
+    for (browser, kind) in [(&mut one, "unsubscribed"), (&mut other, "subscribed")] {
+        let answer = browser.expect(kind).await;
+        assert_eq!((&answer["topics"][0]["error"], &answer["msgid"]), (&json!("timeout"), &json!("late")), "{answer}");
+    }
+    other.send(json!({"type": "subscribe", "topic": "attic/#", "msgid": "in time"})).await;
+    one.send(json!({"type": "unsubscribe", "topic": "attic/#", "msgid": "in time"})).await;
+    mosquitto.restart().await;
+    for (browser, kind) in [(&mut one, "unsubscribed"), (&mut other, "subscribed")] {
+        assert_eq!(browser.expect("broker").await["status"], "up");
+        let answer = browser.expect(kind).await;
+        assert_eq!((answer["topics"][0].get("error"), &answer["msgid"]), (None, &json!("in time")), "{answer}");
+    }
+    Device::publish(mosquitto.port, &["-t", "attic/temp", "-m", "21"]).await;
+    assert_eq!(other.next_delivery().await, ("attic/temp".to_owned(), "21".to_owned()));
+    one.hears_nothing_for(Duration::from_millis(100)).await;
 }

@@ -1,70 +1,12 @@
 //! Brokers that want to know who asks, and that show who they are: TLS, certificates, passwords.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::support::certificates::{Certificates, line};
 use crate::support::{Gateway, Mosquitto, eventually};
-
-/// A certificate authority of the scene's own, a server at 127.0.0.1, and a client, as PEM files.
-struct Certificates {
-    folder: TempDir,
-}
-
-impl Certificates {
-    fn new() -> Certificates {
-        let certificates = Certificates { folder: TempDir::new().expect("a folder") };
-        let key = KeyPair::generate().expect("a key");
-        let mut params = named("The scene's authority", &[]);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        certificates.write("ca.pem", &params.self_signed(&key).expect("signed").pem());
-        let authority = Issuer::new(params, key);
-        certificates.issue("server", ExtendedKeyUsagePurpose::ServerAuth, &["127.0.0.1"], &authority);
-        certificates.issue("client", ExtendedKeyUsagePurpose::ClientAuth, &[], &authority);
-        certificates
-    }
-
-    fn issue(&self, name: &str, purpose: ExtendedKeyUsagePurpose, hosts: &[&str], authority: &Issuer<'_, KeyPair>) {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = named(name, hosts);
-        params.extended_key_usages = vec![purpose];
-        self.write(&format!("{name}.pem"), &params.signed_by(&key, authority).expect("signed").pem());
-        self.write(&format!("{name}.key"), &key.serialize_pem());
-    }
-
-    fn write(&self, name: &str, pem: &str) {
-        std::fs::write(self.path(name), pem).expect("written");
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// The lines that make a Mosquitto's listener speak TLS.
-    fn listener(&self) -> String {
-        let [ca, certificate, key] = ["ca.pem", "server.pem", "server.key"].map(|name| self.path(name));
-        format!("cafile {}\ncertfile {}\nkeyfile {}\n", ca.display(), certificate.display(), key.display())
-    }
-
-    /// A line of a `[broker]` section that names one of the files.
-    fn setting(&self, setting: &str, name: &str) -> String {
-        line(setting, &self.path(name))
-    }
-}
-
-fn named(name: &str, hosts: &[&str]) -> CertificateParams {
-    let hosts: Vec<_> = hosts.iter().map(|host| (*host).to_owned()).collect();
-    let mut params = CertificateParams::new(hosts).expect("names");
-    params.distinguished_name.push(DnType::CommonName, name);
-    params
-}
-
-fn line(setting: &str, path: &Path) -> String {
-    format!("{setting} = {:?}\n", path.display().to_string())
-}
 
 /// A gateway before a broker at `host` with TLS, and these lines in its `[broker]` section.
 async fn gateway(host: &str, mosquitto: &Mosquitto, settings: &str) -> Gateway {

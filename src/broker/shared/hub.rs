@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tokio::select;
 use tokio::sync::mpsc;
+use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -24,7 +25,7 @@ use crate::delivery::Delivery;
 use crate::metrics;
 use crate::mqtt::inflight::RequestId;
 use crate::mqtt::packet::SubscribeOptions;
-use crate::mqtt::{Qos, TopicFilter};
+use crate::mqtt::{Outcome, Qos, TopicFilter};
 use crate::wire::{Ack, Close, Contract, Refusal, Subscription};
 
 /// Requests to the broker that wait for room; over it no more are taken from sessions.
@@ -83,6 +84,8 @@ pub struct Hub {
     next_request: RequestId,
     /// For the broker, as it has room.
     waiting: Queue,
+    /// What sessions have asked while the broker is away.
+    away: Away,
     stored: Stored,
     /// Sessions that get an MQTT client of their own, and where their movers tell.
     moving: Vec<u64>,
@@ -151,6 +154,14 @@ enum Request {
     Leave(u64),
 }
 
+/// What waits for a broker that is away, also where it would not have to be asked: what it has granted is as good as lost.
+#[derive(Default)]
+struct Away {
+    by_session: HashMap<u64, Queue>,
+    /// When each of them is answered without the broker, and whose it is, in the order in which they came.
+    deadlines: VecDeque<(Instant, u64)>,
+}
+
 /// Who waits for stored messages, and who fetches them.
 #[derive(Default)]
 struct Stored {
@@ -186,6 +197,7 @@ impl Hub {
             requests: HashMap::new(),
             next_request: 0,
             waiting: Queue::new(),
+            away: Away::default(),
             stored: Stored::default(),
             moving: Vec::new(),
             movers: mpsc::unbounded_channel(),
@@ -197,6 +209,7 @@ impl Hub {
     pub async fn run(mut self) {
         let (answers, mut found) = mpsc::channel(MAX_FETCHES);
         let Over(why) = loop {
+            let overdue = self.away.deadlines.front().map(|(until, _)| tokio::time::Instant::from_std(*until));
             let is_closing = self.closing.is_cancelled();
             if is_closing && self.sessions.is_empty() {
                 break Over(None);
@@ -228,6 +241,10 @@ impl Hub {
                 }
                 Some(arrived) = self.movers.1.recv() => {
                     self.on_arrived(arrived);
+                    Ok(())
+                }
+                () = sleep_until(overdue.unwrap_or_else(tokio::time::Instant::now)), if overdue.is_some() => {
+                    self.on_overdue(Instant::now());
                     Ok(())
                 }
                 () = self.closing.cancelled(), if !is_closing => Ok(()),
@@ -307,6 +324,23 @@ impl Hub {
         self.is_up = true;
         for number in std::mem::take(&mut self.early) {
             self.open(number);
+        }
+        let Away { mut by_session, deadlines } = std::mem::take(&mut self.away);
+        for (_, number) in deadlines {
+            if let Some((made, command)) = by_session.get_mut(&number).and_then(Queue::pop_front) {
+                self.on_asked(Asked { number, made, command });
+            }
+        }
+    }
+
+    /// What waits for the broker longer than a request may is answered without it.
+    fn on_overdue(&mut self, now: Instant) {
+        while let Some((_, number)) = self.away.deadlines.pop_front_if(|(until, _)| *until <= now) {
+            let command = self.away.by_session.get_mut(&number).and_then(Queue::pop_front);
+            if let (Some((_, command)), Some(session)) = (command, self.sessions.get(&number)) {
+                let refusal = Refusal::from_outcome(Outcome::TimedOut).expect("a time-out is no success");
+                session.downlink.tell(refused(*command, refusal));
+            }
         }
     }
 
@@ -418,6 +452,7 @@ impl Hub {
 
     fn leave(&mut self, number: u64) {
         let Some(session) = self.sessions.remove(&number) else { return };
+        self.away.by_session.remove(&number);
         self.moving.retain(|other| *other != number);
         metrics::subscriptions_changed(self.readers.subscriptions(session.index), 0);
         for filter in self.readers.leave(session.index) {
@@ -441,9 +476,17 @@ impl Hub {
             if moving.held.len() < self.setup.config.max_waiting.get() {
                 moving.held.push_back((made, command));
             } else {
-                session.downlink.tell(refused(*command));
+                session.downlink.tell(refused(*command, Refusal::broker_unavailable()));
             }
             return self.begin_to_move(number);
+        }
+        if !self.is_up {
+            let asked = self.away.by_session.entry(number).or_default();
+            if asked.len() >= self.setup.config.max_waiting.get() {
+                return session.downlink.tell(refused(*command, Refusal::broker_unavailable()));
+            }
+            asked.push_back((made, command));
+            return self.away.deadlines.push_back((made + self.setup.config.request_timeout, number));
         }
         match *command {
             Command::Subscribe(request, subscription) => {
@@ -781,9 +824,8 @@ impl Drop for Hub {
     }
 }
 
-/// The answer to a command for which there is no room.
-fn refused(command: Command) -> Event {
-    let refusal = Refusal::broker_unavailable();
+/// The answer to a command that is not carried out.
+fn refused(command: Command, refusal: Refusal) -> Event {
     match command {
         Command::Subscribe(request, _) => Event::Subscribed(request, Err(refusal)),
         Command::Publish(request, _) | Command::Unsubscribe(request, _) | Command::Fence(request) => {

@@ -1,5 +1,6 @@
 //! Publishing without a session: for operators on their listener, for programs with a credential on that of the browsers.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Json;
@@ -10,12 +11,13 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{Problem, administered, body};
-use crate::access::{Failure, Rights};
+use crate::access::{Failure, Network, Rights};
 use crate::auth::Visitor;
-use crate::broker::Publishing;
 use crate::http::credentials;
 use crate::http::serving::Peer;
+use crate::http::ws;
 use crate::metrics;
+use crate::mqtt::Message;
 use crate::session::{Context, generated_client_id, note_failure};
 use crate::wire::json::decode_message;
 
@@ -31,28 +33,36 @@ pub async fn as_operator(
     request: Request,
 ) -> Result<Response, Problem> {
     let place = context.broker.begin_publish()?;
-    publish(&context, place, None, &peer, request).await
+    let message = message(&context, request).await?;
+    let what = format!("published to {}", message.topic.as_str());
+    context.publish(place, None, peer.address, message).await?;
+    administered(&context, &peer, &what);
+    Ok(published())
 }
 
 /// Anybody else may publish what the grants of its roles allow.
 pub async fn as_client(
     State(context): State<Arc<Context>>,
     Extension(peer): Extension<Peer>,
+    Extension(trusted_proxies): Extension<Arc<[Network]>>,
     request: Request,
 ) -> Response {
-    let response = judged(&context, &peer, request).await.into_response();
+    let client = ws::client(&peer, request.headers(), &trusted_proxies);
+    let response = judged(&context, client, request).await.into_response();
     metrics::http_publish(response.status().as_u16());
     response
 }
 
-async fn judged(context: &Context, peer: &Peer, request: Request) -> Result<Response, Problem> {
-    let rights = rights(context, peer, request.headers()).await?;
+async fn judged(context: &Context, client: IpAddr, request: Request) -> Result<Response, Problem> {
+    let rights = rights(context, client, request.headers()).await?;
     let place = context.broker.begin_publish()?;
-    publish(context, place, Some(&rights), peer, request).await
+    let message = message(context, request).await?;
+    context.publish(place, Some(&rights), client, message).await?;
+    Ok(published())
 }
 
 /// Who this is. A credential is wanted of everybody: what nobody has to show, a page of anybody could have a browser send.
-async fn rights(context: &Context, peer: &Peer, headers: &HeaderMap) -> Result<Rights, Problem> {
+async fn rights(context: &Context, client: IpAddr, headers: &HeaderMap) -> Result<Rights, Problem> {
     let settings = context.settings.load_full();
     if !settings.judge.is_on() {
         return Err(Problem::new(
@@ -72,14 +82,14 @@ async fn rights(context: &Context, peer: &Peer, headers: &HeaderMap) -> Result<R
     }
     let presented = credentials::presented(headers, None)
         .ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "Show a token: Authorization: Bearer TOKEN."))?;
-    let visitor = Visitor { address: peer.address, client_id: None };
+    let visitor = Visitor { address: client, client_id: None };
     let judging = settings.judge.check(&presented.credential, &visitor);
     let judged = timeout(settings.session.auth_timeout, judging).await.unwrap_or_else(|_| {
         let why = "the credential could not be judged in time (session.auth_timeout)";
         Err(Failure::Unavailable(why.to_owned()))
     });
     let identity = judged.map_err(|failure| {
-        note_failure(context, peer.address, &presented.credential, &failure);
+        note_failure(context, client, &presented.credential, &failure);
         let status = match failure {
             Failure::Expired | Failure::NotYetValid | Failure::Refused(_) => StatusCode::UNAUTHORIZED,
             Failure::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -89,20 +99,12 @@ async fn rights(context: &Context, peer: &Peer, headers: &HeaderMap) -> Result<R
     Ok(Rights::new(settings.policy.clone(), identity, &generated_client_id()))
 }
 
-/// The place is taken before the body is read: as many bodies wait in memory as there are places.
-async fn publish(
-    context: &Context,
-    place: Publishing,
-    rights: Option<&Rights>,
-    peer: &Peer,
-    request: Request,
-) -> Result<Response, Problem> {
+/// What is to be published. A place is taken before this: as many bodies wait in memory as there are places.
+async fn message(context: &Context, request: Request) -> Result<Message, Problem> {
     let most = context.settings.load().wire.max_payload.get().saturating_mul(FOLD).saturating_add(ROOM);
-    let message = decode_message(&body::read(request, most).await?)?;
-    let what = rights.is_none().then(|| format!("published to {}", message.topic.as_str()));
-    context.publish(place, rights, peer.address, message).await?;
-    if let Some(what) = what {
-        administered(context, peer, &what);
-    }
-    Ok(Json(json!({"status": "published"})).into_response())
+    Ok(decode_message(&body::read(request, most).await?)?)
+}
+
+fn published() -> Response {
+    Json(json!({"status": "published"})).into_response()
 }

@@ -29,7 +29,8 @@ const WRITE_BUFFER: usize = 64 * 1024;
 pub struct WebSocket {
     connection: Connection,
     wire: Arc<Wire>,
-    direct: Arc<direct::Socket>,
+    /// Nothing under TLS: only the connection itself can seal what is written.
+    direct: Option<Arc<direct::Socket>>,
     decoder: Decoder,
     /// What has come and is not taken yet.
     inbound: BytesMut,
@@ -47,7 +48,7 @@ impl WebSocket {
     pub fn new(connection: Connection, inbound: BytesMut, max_frame: usize, share: Share) -> WebSocket {
         WebSocket {
             wire: connection.wire(),
-            direct: Arc::new(direct::Socket::new(connection.shared())),
+            direct: connection.shared().map(|stream| Arc::new(direct::Socket::new(stream))),
             connection,
             decoder: Decoder::new(max_frame),
             inbound,
@@ -146,7 +147,7 @@ impl WebSocket {
             }
         }
         self.outbound = BytesMut::new();
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.connection).poll_flush(context).map_err(|_| Close::Lost)
     }
 }
 
@@ -154,15 +155,15 @@ impl Socket for WebSocket {
     type Text = Text;
 
     fn direct(&self) -> Option<Arc<dyn Direct>> {
-        Some(self.direct.clone())
+        self.direct.clone().map(|direct| direct as Arc<dyn Direct>)
     }
 
     fn written(&self) -> u64 {
-        self.wire.written() + self.direct.written()
+        self.wire.written() + self.direct.as_ref().map_or(0, |direct| direct.written())
     }
 
     fn unwritten(&self) -> usize {
-        self.outbound.len()
+        self.outbound.len() + self.connection.unflushed()
     }
 }
 

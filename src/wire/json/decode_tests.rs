@@ -124,6 +124,7 @@ mod the_files {
                 Asked::Invalid { topic, refusal } => TopicResult::refused(&topic, refusal),
                 Asked::Valid(_) => panic!("{entry} is valid"),
             };
+        let no_more = Refusal::new(Code::NotAuthorized, "Your rights have changed: this is not allowed any more.");
         let timestamp = 1_767_225_600_000;
 
         replies(
@@ -133,12 +134,14 @@ mod the_files {
                 ("a msgid that is a string", Reply::Ack { msgid: MsgId::Text("p1".into()) }),
             ],
         );
-        let auth_response = |msgid| Reply::AuthResponse { status: "success", timestamp, expires_in: None, msgid };
+        let answered = |expires_in, msgid| Reply::AuthResponse { status: "success", timestamp, expires_in, msgid };
+        let auth_response = |msgid| answered(None, msgid);
         replies(
             "auth_response",
             vec![
                 ("accepted", auth_response(None)),
                 ("accepted, with the msgid of the question", auth_response(text("hello"))),
+                ("a token that ends", answered(Some(3600), None)),
             ],
         );
         let broker = |status, session_present| Reply::Broker { status, session_present };
@@ -151,6 +154,7 @@ mod the_files {
             ],
         );
         replies("queued", vec![("third in line", Reply::Queued { position: 3 })]);
+        replies("expiring", vec![("a minute left", Reply::Expiring { seconds: 60 })]);
         replies("bye", vec![("a drain", Reply::Bye { reason: "drain", reconnect_after: 1840 })]);
         replies(
             "pong",
@@ -223,6 +227,10 @@ mod the_files {
                     unsubscribed(ended(&["attic/#", "cellar/+/temp"]), number(5)),
                 ),
                 ("an invalid filter beside a good one", unsubscribed(invalid, number(6))),
+                (
+                    "unasked, after a change of rights",
+                    unsubscribed(vec![TopicResult::refused("attic/#", no_more)], None),
+                ),
             ],
         );
 
@@ -255,6 +263,10 @@ mod the_files {
             limits,
             msgid: None,
         };
+        let mut ending = welcome(false, None, limits);
+        if let Reply::Welcome { expires_in, .. } = &mut ending {
+            *expires_in = Some(3600);
+        }
         let resumed = granted(&[("attic/#", qos_1), ("cellar/+/json", qos_0)]);
         replies(
             "welcome",
@@ -263,6 +275,7 @@ mod the_files {
                 ("a session taken up again", welcome(true, Some(resumed), limits)),
                 ("a subscription that the broker refused", welcome(false, Some(secret()), limits)),
                 ("a broker of few talents", welcome(false, None, few)),
+                ("a token that ends", ending),
             ],
         );
 
@@ -344,13 +357,11 @@ mod the_files {
             "error",
             "broker",
             "queued",
+            "expiring",
             "pong",
             "bye",
         ] {
             for (name, entry) in entries_of(&format!("gateway.{kind}"), "examples") {
-                if entry["frame"].get("expiresIn").is_some() {
-                    continue; // Nothing ends while there are no tokens.
-                }
                 let of_this = |(of, example, _): &&(&str, &str, String)| *of == kind && entry["name"] == *example;
                 let (.., text) = said.iter().find(of_this).unwrap_or_else(|| panic!("{name}: nobody says it"));
                 assert_eq!(serde_json::from_str::<Value>(text).expect("JSON"), entry["frame"], "{name}");

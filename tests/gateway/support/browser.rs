@@ -11,12 +11,12 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::http::{HeaderName, HeaderValue};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async, connect_async};
+use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::{PATIENCE, dial};
+use super::{Duplex, PATIENCE, dial};
 
 pub struct Browser {
-    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    pub socket: WebSocketStream<Box<dyn Duplex>>,
     /// The subprotocol that the gateway chose.
     pub subprotocol: Option<String>,
     /// Deliveries that came before the ack of what was published meanwhile: the two have no order.
@@ -33,17 +33,23 @@ impl Browser {
 
     /// Opens a WebSocket from that address, with these headers.
     pub async fn connect_from(from: [u8; 4], address: &str, headers: &[(&str, &str)]) -> Browser {
-        let stream = MaybeTlsStream::Plain(dial(from, address).await);
-        let (socket, _) = timeout(PATIENCE, client_async(request(address, "/ws", headers), stream))
-            .await
-            .expect("in time")
-            .expect("made");
-        Browser { socket, subprotocol: None, early: VecDeque::new() }
+        Browser::over(Box::new(dial(from, address).await), address, "/ws", headers).await.expect("the upgrade is made")
     }
 
     /// Opens a WebSocket with these headers; the error is the HTTP status and the body.
     pub async fn connect_with(address: &str, path: &str, headers: &[(&str, &str)]) -> Result<Browser, (u16, String)> {
-        match timeout(PATIENCE, connect_async(request(address, path, headers))).await.expect("in time") {
+        let stream = TcpStream::connect(address).await.expect("it listens");
+        Browser::over(Box::new(stream), address, path, headers).await
+    }
+
+    /// Opens a WebSocket over this connection.
+    pub async fn over(
+        stream: Box<dyn Duplex>,
+        address: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Browser, (u16, String)> {
+        match timeout(PATIENCE, client_async(request(address, path, headers), stream)).await.expect("in time") {
             Ok((socket, response)) => {
                 let chosen = response.headers().get("sec-websocket-protocol");
                 let subprotocol = chosen.map(|value| value.to_str().expect("text").to_owned());

@@ -8,8 +8,9 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use super::certificates::TlsClient;
 use super::mosquitto::signal;
-use super::{Browser, Mosquitto, PATIENCE, eventually};
+use super::{Browser, Duplex, Mosquitto, PATIENCE, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_tidegate");
 
@@ -20,6 +21,10 @@ pub struct Gateway {
     pub admin: String,
     /// The line about the broker.
     pub broker: String,
+    /// The line about the page.
+    pub console: String,
+    /// How its browsers come by TLS.
+    pub tls: Option<TlsClient>,
     child: Child,
     folder: TempDir,
 }
@@ -42,6 +47,13 @@ impl Gateway {
         let thrift = [("MIMALLOC_PURGE_DELAY", "0")];
         let gateway = Gateway::start_unready_with(broker, configuration, &thrift).await;
         gateway.ready().await;
+        gateway
+    }
+
+    /// As `start`, with browsers that come by TLS.
+    pub async fn start_secure(broker: &str, configuration: &str, tls: TlsClient) -> Gateway {
+        let mut gateway = Gateway::start(broker, configuration).await;
+        gateway.tls = Some(tls);
         gateway
     }
 
@@ -84,17 +96,20 @@ impl Gateway {
             .spawn()
             .expect("the program was built");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let mut gateway =
-            Gateway { address: String::new(), admin: String::new(), broker: String::new(), child, folder };
+        let (address, admin, broker, console) = Default::default();
+        let mut gateway = Gateway { address, admin, broker, console, tls: None, child, folder };
         while gateway.admin.is_empty() {
             let line = timeout(PATIENCE, lines.next_line()).await.expect("in time").expect("readable");
             let line = line.expect("the gateway says where it is before it ends");
             let (name, value) = line.trim().split_once(' ').expect("a name and a value");
             let value = value.trim();
             match name {
-                "console" => gateway.address = value.trim_start_matches("http://").trim_end_matches('/').to_owned(),
+                "console" => {
+                    gateway.console = value.to_owned();
+                    gateway.address = host(value);
+                }
                 "broker" => gateway.broker = value.to_owned(),
-                "metrics" => gateway.admin = value.trim_start_matches("http://").replace("/metrics", ""),
+                "metrics" => gateway.admin = host(value),
                 _ => {}
             }
         }
@@ -102,7 +117,7 @@ impl Gateway {
     }
 
     async fn ready(&self) {
-        eventually("the gateway is ready", async || self.get(&self.address, "/readyz").await.0 == 200).await;
+        eventually("the gateway is ready", async || self.get(&self.admin, "/readyz").await.0 == 200).await;
     }
 
     /// Runs the program with a command, gives it this to read, and takes what it prints.
@@ -148,7 +163,14 @@ impl Gateway {
 
     /// A browser with a WebSocket on which nothing was said.
     pub async fn connect(&self) -> Browser {
-        Browser::connect(&self.address, &["tidegate.v1.json"]).await
+        match &self.tls {
+            None => Browser::connect(&self.address, &["tidegate.v1.json"]).await,
+            Some(tls) => {
+                let stream = Box::new(tls.connect(&self.address).await.expect("a handshake"));
+                let headers = [("sec-websocket-protocol", "tidegate.v1.json")];
+                Browser::over(stream, &self.address, "/ws", &headers).await.expect("the upgrade is made")
+            }
+        }
     }
 
     /// An HTTP GET: the status and the body.
@@ -164,7 +186,19 @@ impl Gateway {
 
     /// Any request without a body, with these lines in its head: what `fetch` gives.
     pub async fn request(&self, address: &str, method: &str, path: &str, head: &str) -> (u16, String, String) {
-        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        let stream = TcpStream::connect(address).await.expect("it listens");
+        self.request_over(stream, address, method, path, head).await
+    }
+
+    /// The same over this connection.
+    pub async fn request_over(
+        &self,
+        mut stream: impl Duplex,
+        address: &str,
+        method: &str,
+        path: &str,
+        head: &str,
+    ) -> (u16, String, String) {
         let request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{head}\r\n");
         stream.write_all(request.as_bytes()).await.expect("written");
         let mut response = String::new();
@@ -243,6 +277,12 @@ impl Gateway {
     pub async fn end(&mut self) -> ExitStatus {
         timeout(PATIENCE, self.child.wait()).await.expect("in time").expect("waited for")
     }
+}
+
+/// The address in a line about where something is.
+fn host(url: &str) -> String {
+    let (_, rest) = url.split_once("://").expect("a URL");
+    rest.split('/').next().expect("a split has a first part").to_owned()
 }
 
 impl Drop for Gateway {

@@ -2,6 +2,7 @@
 
 pub mod api;
 mod browser;
+pub mod certificates;
 mod device;
 mod gateway;
 mod mosquitto;
@@ -20,10 +21,15 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 
 /// How long anything may take before a scene fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A connection, by TLS or not.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A port for a server that is started later, and perhaps again: below those that the system hands out by itself, each only once.
 pub fn free_port() -> u16 {

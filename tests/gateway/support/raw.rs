@@ -1,6 +1,6 @@
 //! A WebSocket client that writes and leaves out what it likes.
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
@@ -15,16 +15,27 @@ pub const PING: u8 = 0x89;
 const CLOSE: u8 = 0x88;
 const MASK: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
 
-pub struct Raw {
-    pub stream: TcpStream,
+pub struct Raw<S = TcpStream> {
+    pub stream: S,
+}
+
+/// A connection for a client that does not read: the kernel keeps little for it.
+pub async fn narrow(address: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("set");
+    socket.connect(address.parse().expect("an address")).await.expect("it listens")
 }
 
 impl Raw {
     /// Opens a WebSocket. The kernel keeps little for a client that does not read.
     pub async fn connect(address: &str) -> Raw {
-        let socket = TcpSocket::new_v4().expect("a socket");
-        socket.set_recv_buffer_size(4096).expect("set");
-        let mut stream = socket.connect(address.parse().expect("an address")).await.expect("it listens");
+        Raw::over(narrow(address).await, address).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
+    /// Opens a WebSocket over this connection.
+    pub async fn over(mut stream: S, address: &str) -> Raw<S> {
         let request = format!(
             "GET /ws HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
