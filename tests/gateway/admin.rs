@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::access::{PLANT, in_seconds, token};
@@ -492,6 +493,46 @@ async fn a_publish_is_answered_when_the_broker_has_it() {
     let answer = publish(1).await;
     assert!(answer.status == 504 && answer.body["code"] == "timeout", "{answer:?}");
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_publish_that_is_under_way_is_answered_before_the_gateway_ends() {
+    let mosquitto = Mosquitto::start().await;
+    let proxy = Proxy::before(mosquitto.port).await;
+    let mut gateway = Gateway::start(&proxy.url(), "").await;
+    let api = Api::at(&gateway.admin);
+    let publish = || api.post("/api/v1/publish", json!({"topic": "a", "payload": 1, "qos": 1}));
+    assert_eq!(publish().await.status, 200);
+    proxy.hold();
+    let sent = r#"tidegate_messages_total{direction="uplink",qos="1"}"#;
+    let (answer, late) = tokio::join!(publish(), async {
+        eventually("it is on its way", async || gateway.metric(sent).await == 2.0).await;
+        gateway.terminate().await;
+        eventually("the end has begun", async || TcpStream::connect(&gateway.address).await.is_err()).await;
+        let late = publish().await;
+        proxy.resume();
+        late
+    });
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(late.status == 503 && detail(&late).contains("going away"), "{late:?}");
+    assert_eq!(gateway.end().await.code(), Some(0));
+    assert!(!gateway.log().contains("deadline has passed"));
+}
+
+#[cfg(feature = "embedded-broker")]
+#[tokio::test]
+async fn the_embedded_broker_is_sent_nothing_that_stops_it() {
+    let gateway = Gateway::start("embedded", "").await;
+    let api = Api::at(&gateway.admin);
+    let mut browser = gateway.browser().await;
+    browser.subscribe("#").await;
+    for qos in 0..3 {
+        let body = json!({"topic": "a", "payload": qos.to_string(), "qos": qos});
+        assert_eq!(api.post("/api/v1/publish", body).await.status, 200, "{qos}");
+        assert_eq!(browser.next_delivery().await, ("a".to_owned(), qos.to_string()));
+    }
+    let refused = api.post("/api/v1/publish", json!({"topic": "é", "payload": 1})).await;
+    assert!(refused.status == 400 && detail(&refused).contains("embedded broker"), "{refused:?}");
 }
 
 #[tokio::test]
