@@ -22,7 +22,7 @@ use crate::config::{Change, Config, ConfigError};
 use crate::http::Gate;
 use crate::log::Log;
 use crate::overload::Overload;
-use crate::session::{Askers, Context, Entrance, Lobby, Quotas, Reloaded, Reloads, Roster, Settings, Summons};
+use crate::session::{Askers, Context, Doors, Entrance, Lobby, Quotas, Reloaded, Reloads, Roster, Settings, Summons};
 use crate::shutdown::Drain;
 use crate::{http, metrics, systemd};
 
@@ -325,7 +325,13 @@ impl Drop for Watching {
 /// What sessions read of the configuration.
 fn settings(config: &Config, judge: Judge, policy: Arc<Policy>) -> Settings {
     let (session, wire, delivery) = (config.session.clone(), config.wire.clone(), config.delivery.clone());
-    Settings { session, wire, delivery, judge, policy }
+    let doors = Doors {
+        cookie: config.auth.cookie.clone(),
+        query_token: config.auth.query_token,
+        certificate: config.auth.certificate.is_some(),
+        allowed_origins: config.http.allowed_origins.clone(),
+    };
+    Settings { session, wire, delivery, doors, judge, policy }
 }
 
 fn tell(change: &Change) {

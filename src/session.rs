@@ -26,5 +26,5 @@ pub use quota::Quotas;
 pub use reloads::{Askers, Reloaded, Reloads};
 pub use revoking::Shut;
 pub use roster::{Roster, Summons, Visitor};
-pub use run::{Arrival, Context, Settings, generated_client_id, run};
+pub use run::{Arrival, Context, Doors, Settings, generated_client_id, run};
 pub use socket::{Inbound, Outbound, Socket};

@@ -14,7 +14,7 @@ use tidegate::broker::{self, Broker};
 use tidegate::log::Log;
 use tidegate::overload::Overload;
 use tidegate::session::{
-    Arrival, Context, Entrance, Inbound, Lobby, Outbound, Pass, Quotas, Reloads, Roster, Settings, Socket,
+    Arrival, Context, Doors, Entrance, Inbound, Lobby, Outbound, Pass, Quotas, Reloads, Roster, Settings, Socket,
 };
 use tidegate::shutdown::Drain;
 use tidegate::wire::Close;
@@ -84,6 +84,7 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
             session: session::Config::default(),
             wire: wire::Config::default(),
             delivery: delivery::Config::default(),
+            doors: Doors::default(),
             judge: Judge::new(&auth::Config::default(), Arc::default()).expect("nothing to read"),
             policy: Arc::default(),
         }),

@@ -447,6 +447,31 @@ async fn a_program_publishes_what_its_grants_allow() {
 }
 
 #[tokio::test]
+async fn what_a_browser_shows_by_itself_publishes_for_no_foreign_page() {
+    let mosquitto = Mosquitto::start().await;
+    let cookie = PLANT.replace("anonymous = false", "anonymous = false\ncookie = \"sid\"");
+    let listing = format!("[http]\nallowed_origins = [\"https://app.example\"]\n{cookie}");
+    for (configuration, cases) in [
+        (cookie, [("", 401), ("Origin: http://GATEWAY\r\n", 200), ("Origin: https://app.example\r\n", 401)]),
+        (listing, [("Origin: https://app.example\r\n", 200), ("Origin: https://a.example\r\n", 403), ("", 401)]),
+    ] {
+        let gateway = Gateway::start(&mosquitto.url(), &configuration).await;
+        let api = Api::at(&gateway.address);
+        let host = format!("Host: {}\r\nContent-Type: application/json\r\n", gateway.address);
+        let body = r#"{"topic":"plant/north/x","payload":1}"#;
+        for (origin, status) in cases {
+            let head =
+                format!("{host}Cookie: sid={}\r\n{}", operator("olga"), origin.replace("GATEWAY", &gateway.address));
+            let answer = api.raw("POST", "/api/v1/publish", &head, body).await;
+            assert_eq!(answer.status, status, "{origin}: {answer:?}");
+        }
+        // In the URL it would be in logs.
+        let path = format!("/api/v1/publish?token={}", operator("olga"));
+        assert_eq!(api.raw("POST", &path, &host, body).await.status, 401);
+    }
+}
+
+#[tokio::test]
 async fn an_operator_publishes_everything_and_large_payloads_have_a_bound() {
     let (mosquitto, _gateway, api) = plant_with("[wire]\nmax_payload = 1000\n").await;
     let mut device = Device::subscribe(mosquitto.port, &["-t", "#"]).await;

@@ -11,9 +11,9 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{Problem, administered, body};
-use crate::access::{Failure, Network, Rights};
+use crate::access::{Failure, Network, Page, Reason, Rights};
 use crate::auth::Visitor;
-use crate::http::credentials;
+use crate::http::credentials::Shown;
 use crate::http::serving::Peer;
 use crate::http::ws;
 use crate::metrics;
@@ -48,13 +48,13 @@ pub async fn as_client(
     request: Request,
 ) -> Response {
     let client = ws::client(&peer, request.headers(), &trusted_proxies);
-    let response = judged(&context, client, request).await.into_response();
+    let response = judged(&context, &peer, client, request).await.into_response();
     metrics::http_publish(response.status().as_u16());
     response
 }
 
-async fn judged(context: &Context, client: IpAddr, request: Request) -> Result<Response, Problem> {
-    let rights = rights(context, client, request.headers()).await?;
+async fn judged(context: &Context, peer: &Peer, client: IpAddr, request: Request) -> Result<Response, Problem> {
+    let rights = rights(context, peer, client, request.headers()).await?;
     let place = context.broker.begin_publish()?;
     let message = message(context, request).await?;
     context.publish(place, Some(&rights), client, message).await?;
@@ -62,7 +62,7 @@ async fn judged(context: &Context, client: IpAddr, request: Request) -> Result<R
 }
 
 /// Who this is. A credential is wanted of everybody: what nobody has to show, a page of anybody could have a browser send.
-async fn rights(context: &Context, client: IpAddr, headers: &HeaderMap) -> Result<Rights, Problem> {
+async fn rights(context: &Context, peer: &Peer, client: IpAddr, headers: &HeaderMap) -> Result<Rights, Problem> {
     let settings = context.settings.load_full();
     if !settings.judge.is_on() {
         return Err(Problem::new(
@@ -80,7 +80,18 @@ async fn rights(context: &Context, client: IpAddr, headers: &HeaderMap) -> Resul
     if context.overload.is_overloaded() || context.audit.refuses_sessions() {
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "The gateway is busy; publish again later."));
     }
-    let presented = credentials::presented(headers, None)
+    let page = ws::page(headers, &settings.doors.allowed_origins);
+    if page == Page::Foreign && !settings.doors.allowed_origins.is_empty() {
+        return Err(Problem::new(StatusCode::FORBIDDEN, Reason::AllowedOrigins.sentence()));
+    }
+    let certificate = peer.certificate.as_deref();
+    if certificate.is_some_and(|certificate| !certificate.is_trusted()) {
+        return Err(Problem::new(StatusCode::UNAUTHORIZED, "The client certificate is not believed any more."));
+    }
+    // A program can set headers, so that no token need be where logs keep it.
+    let shown = Shown { headers, bearer: None, query: None, certificate, page };
+    let presented = shown
+        .credential(&settings.doors)
         .ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "Show a token: Authorization: Bearer TOKEN."))?;
     let visitor = Visitor { address: client, client_id: None };
     let judging = settings.judge.check(&presented.credential, &visitor);
