@@ -749,15 +749,14 @@ impl<'a, S: Socket> Open<'a, S> {
         };
         let visitor = auth::Visitor { address: self.visitor.address, client_id: Some(rights.client_id().to_owned()) };
         // As the configuration is now, and not as it was when the session began.
-        let judge = self.context.settings.load().judge.clone();
-        self.judged_by = judge.clone();
+        let settings = self.context.settings.load_full();
         let patience = self.settings.session.auth_timeout;
-        self.renewing = Some(Box::new(Renewing::begin(judge, credential, visitor, msgid, patience)));
+        self.renewing = Some(Box::new(Renewing::begin(settings, credential, visitor, msgid, patience)));
     }
 
     fn on_renewed(&mut self, judged: Result<Identity, Failure>) {
         let Some(renewing) = self.renewing.take() else { return };
-        let Renewing { msgid, token, credential, .. } = *renewing;
+        let Renewing { msgid, token, credential, settings, .. } = *renewing;
         let refusal = match (judged, self.visitor.rights.load_full()) {
             (Err(failure), _) => {
                 guard::note_failure(self.context, self.visitor.address, &credential, &failure);
@@ -777,8 +776,13 @@ impl<'a, S: Socket> Open<'a, S> {
                         self.peer.reply(auth_response(msgid, expires_in));
                         let session = &self.visitor.session();
                         self.context.audit.record(&Recorded::Renewed { session, identity: &identity });
-                        let policy = self.context.settings.load().policy.clone();
-                        let rights = Rights::new(policy, identity, rights.client_id());
+                        let now = self.context.settings.load();
+                        let rights = Rights::new(now.policy.clone(), identity, rights.client_id());
+                        self.judged_by = settings.judge.clone();
+                        if !Arc::ptr_eq(&now, &settings) {
+                            // Whoever let it in may not be there any more.
+                            self.visitor.summon(Summons::Judge);
+                        }
                         self.set_rights(Some(Arc::new(rights)), credentials);
                         // One that was made since the token was judged may have missed it.
                         return self.visitor.judge_revocations(self.context);

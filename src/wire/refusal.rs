@@ -318,6 +318,14 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_was_left_drained_kicked_or_taken_over_has_no_will() {
+        let without = [Close::ByClient, Close::Drain, Close::Kicked, Close::TakenOver];
+        for close in Close::ALL {
+            assert_eq!(close.fires_will(), !without.contains(&close), "{close}");
+        }
+    }
+
+    #[test]
     fn the_reasons_of_a_broker_become_codes() {
         let cases = [
             (0x87, Code::NotAuthorized, false),

@@ -4,6 +4,7 @@ mod support;
 
 mod access;
 mod admin;
+mod attacks;
 mod audit;
 mod bad_input;
 mod bridge;
