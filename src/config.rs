@@ -32,6 +32,8 @@ pub const TEMPLATE: &str = include_str!("config/default.toml");
 pub struct Config {
     /// Where Tidegate listens.
     pub http: http::Config,
+    /// Who may do what operators do.
+    pub admin: http::AdminConfig,
     /// Whether browsers come by TLS.
     pub tls: http::TlsConfig,
     /// How many may connect, and when.
@@ -104,7 +106,9 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.http
             .check()
+            .and_then(|()| self.admin.check())
             .and_then(|()| self.auth.check())
+            .and_then(|()| self.check_certificates())
             .and_then(|()| self.auth.policy(&self.roles, &self.groups).map(drop))
             .and_then(|()| self.tls.check())
             .and_then(|()| self.broker.check())
@@ -112,6 +116,19 @@ impl Config {
             .and_then(|()| self.runtime.check())
             .and_then(|()| self.audit.check())
             .map_err(ConfigError::Together)
+    }
+}
+
+impl Config {
+    fn check_certificates(&self) -> Result<(), String> {
+        if self.auth.certificate.is_some() && !self.tls.asks_for_certificates() {
+            return Err(
+                "[auth.certificate] needs client certificates: set tls.client_certificates to \"optional\" or \
+                        \"required\""
+                    .to_owned(),
+            );
+        }
+        Ok(())
     }
 }
 

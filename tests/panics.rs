@@ -11,8 +11,11 @@ use futures_util::{Sink, Stream};
 use tidegate::audit::Audit;
 use tidegate::auth::{self, Judge};
 use tidegate::broker::{self, Broker};
+use tidegate::log::Log;
 use tidegate::overload::Overload;
-use tidegate::session::{Arrival, Context, Entrance, Inbound, Lobby, Outbound, Pass, Quotas, Roster, Settings, Socket};
+use tidegate::session::{
+    Arrival, Context, Doors, Entrance, Inbound, Lobby, Outbound, Pass, Quotas, Reloads, Roster, Settings, Socket,
+};
 use tidegate::shutdown::Drain;
 use tidegate::wire::Close;
 use tidegate::{access, app, delivery, metrics, session, wire};
@@ -81,6 +84,7 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
             session: session::Config::default(),
             wire: wire::Config::default(),
             delivery: delivery::Config::default(),
+            doors: Doors::default(),
             judge: Judge::new(&auth::Config::default(), Arc::default()).expect("nothing to read"),
             policy: Arc::default(),
         }),
@@ -93,6 +97,9 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
         closing,
         drain,
         overload: Overload::new(Duration::from_secs(3600)),
+        revoked: Arc::default(),
+        reloads: Reloads::default(),
+        log: Log::default(),
         audit: Audit::default(),
         quotas: Quotas::default(),
     });
@@ -103,7 +110,7 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
         let client = [127, 0, 0, 1].into();
         let pass = context.entrance.arrive(client);
         assert_eq!(pass.as_ref().map(Pass::position), Ok(None), "there is a place at once");
-        let arrival = Arrival { credential: None, client, pass, newcomer: None };
+        let arrival = Arrival { credential: None, vouching: None, client, pass, newcomer: None };
         let ended = tasks.spawn(session::run(socket, context.clone(), settings, arrival)).await;
         assert!(ended.expect_err("it panics").is_panic());
         assert_eq!(metric("tidegate_panics_total"), f64::from(sessions));

@@ -1,7 +1,7 @@
 //! The sessions that make the load: WebSockets with as little code between socket and ledger as possible.
 
 use crate::packets::{self, Packets};
-use crate::{Result, fail};
+use crate::{Result, fail, guarded};
 use bytes::{Buf, BytesMut};
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -98,7 +98,7 @@ impl Session {
 
     /// Opens a session of the gateway: up to its `welcome`.
     pub async fn open(gateway: SocketAddr) -> Result<Self> {
-        Ok(Self::open_with(gateway, &json!({"type": "auth"})).await?.0)
+        Ok(Self::open_with(gateway, &guarded::auth()).await?.0)
     }
 
     /// Opens a session of the gateway with this `auth`; gives its `welcome` too.

@@ -4,7 +4,7 @@ use crate::client::{Server, Speech};
 use crate::options::{Broker, Door, Options, Served, name};
 use crate::process::{Program, Usage};
 use crate::publisher::Publisher;
-use crate::{Result, fail};
+use crate::{Result, fail, guarded};
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -67,6 +67,11 @@ impl House {
                 command.args(["--broker", &url]);
                 if let Some(upstream) = options.upstream {
                     command.args(["--upstream", &name(upstream)]);
+                }
+                if options.guarded {
+                    let file = directory.path().join("tidegate.toml");
+                    std::fs::write(&file, guarded::configuration())?;
+                    command.arg("--config").arg(file);
                 }
                 let log = directory.path().join("gateway.log");
                 let mut gateway = Program::start(command, &log)?;

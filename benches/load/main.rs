@@ -3,6 +3,7 @@
 mod bare;
 mod check;
 mod client;
+mod guarded;
 mod house;
 mod ledger;
 mod options;
@@ -37,6 +38,9 @@ fn main() -> ExitCode {
     let options = Options::parse();
     if options.scenario == Scenario::Bare {
         return ended("the bare program", bare::serve(options.sessions(), options.server == Served::Coalescing));
+    }
+    if options.guarded {
+        guarded::begin();
     }
     let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
     if let Some(share) = &options.share {

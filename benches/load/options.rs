@@ -73,6 +73,10 @@ pub struct Options {
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
 
+    /// The gateway asks for a token, and each session has twenty grants
+    #[arg(long)]
+    pub guarded: bool,
+
     /// The gateway to start
     #[arg(long, value_name = "PATH", default_value = option_env!("CARGO_BIN_EXE_tidegate").unwrap_or("target/release/tidegate"))]
     pub gateway: PathBuf,

@@ -13,6 +13,7 @@ use std::fs;
 use std::time::Instant;
 
 use secrecy::ExposeSecret;
+use tracing::warn;
 
 pub use self::algorithm::Algorithm;
 use self::claims::Rules;
@@ -25,6 +26,7 @@ use crate::access::{Failure, Identity};
 
 /// Who judges them.
 pub struct Jwt {
+    algorithms: Vec<Algorithm>,
     rules: Rules,
     keys: Keys,
 }
@@ -36,12 +38,23 @@ enum Keys {
     Fetched(Jwks),
 }
 
+/// The least length of a secret for these algorithms, in bytes, if it is shorter.
+fn too_short(secret: &[u8], algorithms: &[Algorithm]) -> Option<usize> {
+    algorithms.iter().filter_map(|algorithm| algorithm.min_secret()).max().filter(|least| secret.len() < *least)
+}
+
 impl Jwt {
     /// Reads the keys; those of the issuer are not fetched yet. What `old` has fetched from the same place is kept.
     pub fn new(config: &config::Jwt, old: Option<&Jwt>) -> Result<Jwt, StartError> {
         let keys = match (&config.secret, &config.public_key_file, &config.jwks_url) {
             (Some(secret), _, _) => {
                 let bytes = secret.expose_secret().as_bytes().to_vec();
+                if let Some(least) = too_short(&bytes, &config.algorithms) {
+                    warn!(
+                        least,
+                        "auth.jwt.secret is so short that it could be guessed (RFC 7518 section 3.2): use a longer one"
+                    );
+                }
                 Keys::Fixed(vec![Key::secret(bytes.into(), &config.algorithms)])
             }
             (None, Some(path), _) => {
@@ -59,7 +72,7 @@ impl Jwt {
             }
             (None, None, None) => Keys::Fixed(Vec::new()),
         };
-        Ok(Jwt { rules: Rules::new(config), keys })
+        Ok(Jwt { algorithms: config.algorithms.clone(), rules: Rules::new(config), keys })
     }
 
     /// Whom a token stands for, at this time in Unix seconds.
@@ -78,14 +91,20 @@ impl Jwt {
     }
 
     async fn verify(&self, token: &Token<'_>) -> Result<(), Failure> {
+        // Each key has its algorithms too. Whoever names another need not be told that no key is here.
+        if !self.algorithms.contains(&token.algorithm) {
+            return Err(token::not_taken());
+        }
         let verdict = match &self.keys {
             Keys::Fixed(keys) => key::verify(keys, token),
             Keys::Fetched(jwks) => jwks.verify(token, Instant::now()).await?,
         };
         match verdict {
             Verdict::Signed => Ok(()),
-            Verdict::Forged => Err(refused("the signature of the token is wrong, or of another key")),
-            Verdict::UnknownKey => Err(refused("the token is signed with a key that is not known here")),
+            Verdict::Forged => Err(refused("the signature of the token is wrong")),
+            Verdict::UnknownKey => {
+                Err(refused("the signature of the token is wrong, or of a key that is not known here"))
+            }
         }
     }
 }

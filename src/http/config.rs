@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::access::Network;
+use crate::access::{Network, Origin};
 use crate::units;
 
 /// A browser's request has a head of several hundred bytes.
@@ -19,7 +19,8 @@ pub struct Config {
     /// Where browsers connect: the console at `/`, the WebSocket at `/ws`, and `/healthz` and `/readyz`.
     #[serde(deserialize_with = "units::address")]
     pub listen: SocketAddr,
-    /// Where operators look: `/metrics`, `/healthz` and `/readyz`. It asks for no credentials, so keep it private.
+    /// Where operators look: `/metrics`, `/healthz` and `/readyz`, for which it asks no credentials, so keep it private; and the admin
+    /// API, for which see `[admin]`.
     #[serde(deserialize_with = "units::address")]
     pub admin_listen: SocketAddr,
     /// How long the head of a request may take, and how long a connection may be idle between two requests.
@@ -33,6 +34,8 @@ pub struct Config {
     pub backlog: NonZeroU32,
     /// The proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<Network>,
+    /// The origins whose pages may connect, beside the gateway's own; without any, pages of all origins may.
+    pub allowed_origins: Vec<Origin>,
 }
 
 impl Default for Config {
@@ -44,6 +47,7 @@ impl Default for Config {
             max_header: const { NonZeroUsize::new(16 << 10).unwrap() },
             backlog: const { NonZeroU32::new(4096).unwrap() },
             trusted_proxies: Vec::new(),
+            allowed_origins: Vec::new(),
         }
     }
 }

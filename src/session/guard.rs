@@ -31,6 +31,9 @@ pub struct Presented {
     pub is_ambient: bool,
 }
 
+/// Says whether a client certificate is still believed: authorities and lists of revoked certificates change.
+pub type Vouching = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// A session that may open.
 pub struct Greeting<T> {
     /// How.

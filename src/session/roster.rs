@@ -2,6 +2,7 @@
 //! let go, and so that each can be reached from outside.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,6 +10,7 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
 
+use super::guard::Vouching;
 use crate::access::Rights;
 use crate::broker::{Broker, Handle, Link, Opening};
 use crate::delivery;
@@ -41,7 +43,6 @@ pub struct Place {
 }
 
 /// What others may know of a session, and where they tell it something.
-#[derive(Debug)]
 pub struct Visitor {
     /// Names the connection in logs.
     pub session_id: u64,
@@ -53,8 +54,11 @@ pub struct Visitor {
     pub rights: ArcSwapOption<Rights>,
     /// What its client calls itself.
     pub client_id: Box<str>,
+    /// Who vouches for its client certificate, where it has shown one.
+    pub vouching: Option<Vouching>,
     is_summoned: AtomicBool,
     summons: Mutex<Option<Summons>>,
+    has_left: AtomicBool,
 }
 
 /// What a session is told from outside.
@@ -66,23 +70,46 @@ pub enum Summons {
     End(Close, Option<Refusal>),
 }
 
+impl fmt::Debug for Visitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Visitor").field("session", &self.session()).field("client_id", &self.client_id).finish()
+    }
+}
+
 impl Visitor {
     /// One that comes now.
-    pub fn new(session_id: u64, address: IpAddr, client_id: &str, rights: Option<Arc<Rights>>) -> Arc<Visitor> {
+    pub fn new(
+        session_id: u64,
+        address: IpAddr,
+        client_id: &str,
+        rights: Option<Arc<Rights>>,
+        vouching: Option<Vouching>,
+    ) -> Arc<Visitor> {
         Arc::new(Visitor {
             session_id,
             address,
             since: SystemTime::now(),
             rights: ArcSwapOption::new(rights),
             client_id: client_id.into(),
+            vouching,
             is_summoned: AtomicBool::new(false),
             summons: Mutex::default(),
+            has_left: AtomicBool::new(false),
         })
     }
 
     /// The name of the connection, as its client and the logs have it.
     pub fn session(&self) -> String {
         format!("{:016x}", self.session_id)
+    }
+
+    /// The session has ended, whatever its link has left to do.
+    pub fn leave(&self) {
+        self.has_left.store(true, Ordering::Release);
+    }
+
+    fn is_here(&self) -> bool {
+        !self.has_left.load(Ordering::Acquire)
     }
 
     /// Tells it something. That it has to go is not taken back by anything that comes later.
@@ -152,7 +179,7 @@ impl Roster {
 
     /// All who are here now.
     pub fn visitors(&self) -> Vec<Arc<Visitor>> {
-        self.lock().by_client.values().map(|seat| seat.visitor.clone()).collect()
+        self.lock().by_client.values().map(|seat| seat.visitor.clone()).filter(|visitor| visitor.is_here()).collect()
     }
 
     /// How many of them belong to this user.
@@ -166,7 +193,7 @@ impl Roster {
     /// Tells something to each session of which this holds, and says how many those are.
     pub fn summon(&self, is_meant: impl Fn(&Visitor) -> bool, summons: impl Fn() -> Summons) -> usize {
         let seats = self.lock();
-        let meant = seats.by_client.values().filter(|seat| is_meant(&seat.visitor));
+        let meant = seats.by_client.values().filter(|seat| seat.visitor.is_here() && is_meant(&seat.visitor));
         meant
             .map(|seat| {
                 seat.visitor.summon(summons());

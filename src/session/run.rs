@@ -19,19 +19,21 @@ use super::composing::Composer;
 use super::entrance::{Entrance, Lobby, Newcomer, Pass};
 use super::expiry::{Due, Expiry};
 use super::greeting::no_access_control;
-use super::guard::{self, Greeting, Presented, Renewing, another_user, expiry, greeted, max_subscriptions};
+use super::guard::{self, Greeting, Presented, Renewing, Vouching, another_user, expiry, greeted, max_subscriptions};
 use super::queue::enter;
 use super::quota::{Quota, Quotas};
 use super::rates::Rates;
+use super::reloads::Reloads;
 use super::roster::{Place, Summons, Visitor};
 use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, State};
 use super::{Config, Roster};
-use crate::access::{Credential, Failure, Identity, Policy, Reason, Rights};
+use crate::access::{Credential, Failure, Identity, Origin, Policy, Reason, Rights};
 use crate::audit::{Audit, Event as Recorded, Request};
-use crate::auth::{self, Judge};
+use crate::auth::{self, Judge, Revoked};
 use crate::broker::{Broker, Command, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal, Rest};
 use crate::delivery::{self, Form};
+use crate::log::Log;
 use crate::metrics;
 use crate::mqtt::Message;
 use crate::mqtt::inflight::Receipt;
@@ -50,6 +52,8 @@ const CLOSING: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(8);
 /// How long a draining gateway waits for the browser's answer to that: it tells that all before it was read.
 const ECHO: Duration = Duration::from_secs(1);
+/// How long a client is asked to stay away whose session an operator has ended.
+const KICKED_FOR: Duration = Duration::from_secs(1);
 /// Pings without a sign of life that end a session.
 const MISSED_HEARTBEATS: u32 = 3;
 /// A browser that takes nothing for so long, with its outbox full, has stalled.
@@ -79,6 +83,12 @@ pub struct Context {
     pub overload: Overload,
     /// What each user has done of late.
     pub quotas: Quotas,
+    /// Who is shut out.
+    pub revoked: Arc<Revoked>,
+    /// Those who wait for the configuration to be read again.
+    pub reloads: Reloads,
+    /// How much the process tells of itself.
+    pub log: Log,
     /// Where is recorded what sessions do.
     pub audit: Audit,
 }
@@ -91,16 +101,33 @@ pub struct Settings {
     pub wire: wire::Config,
     /// The `[delivery]` section.
     pub delivery: delivery::Config,
+    /// By which ways credentials come in.
+    pub doors: Doors,
     /// Who says who a session is.
     pub judge: Judge,
     /// What the roles of a session allow.
     pub policy: Arc<Policy>,
 }
 
+/// By which ways credentials come in, beside those that are always open, and whose pages may come.
+#[derive(Clone, Debug, Default)]
+pub struct Doors {
+    /// The cookie that may hold a token.
+    pub cookie: Option<String>,
+    /// A token may stand in the query of the URL.
+    pub query_token: bool,
+    /// A client certificate says who somebody is.
+    pub certificate: bool,
+    /// The origins whose pages may connect, beside the gateway's own; without any, all may.
+    pub allowed_origins: Vec<Origin>,
+}
+
 /// A WebSocket as it comes from the door.
 pub struct Arrival {
     /// What came with the handshake to say who it is.
     pub credential: Option<Presented>,
+    /// Who vouches for its client certificate, where its connection has shown one.
+    pub vouching: Option<Vouching>,
     /// Whose it is, for the log.
     pub client: IpAddr,
     /// Its right to be there, or why there is none.
@@ -163,7 +190,11 @@ async fn serve<S: Socket>(
         peer.reply(Reply::refused(Refusal::new(wire::Code::NotAuthenticated, message), None));
         Close::AuthenticationFailed
     })?;
-    let visitor = Visitor::new(number, arrival.client, &client_id, rights.clone());
+    if let Some(refusal) = context.shut_out(identity, &client_id) {
+        peer.reply(Reply::refused(refusal, None));
+        return Err(Close::AuthenticationFailed);
+    }
+    let visitor = Visitor::new(number, arrival.client, &client_id, rights.clone(), arrival.vouching.take());
     let opening = Opening {
         client_id: broker_id,
         clean: auth.clean,
@@ -182,6 +213,7 @@ async fn serve<S: Socket>(
     if !Arc::ptr_eq(&context.settings.load(), settings) {
         visitor.summon(Summons::Judge);
     }
+    visitor.judge_revocations(context);
     let mut attached = Attached {
         link,
         place: Some(place),
@@ -237,6 +269,7 @@ struct Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let Some(place) = self.place.take() else { return };
+        self.visitor.leave();
         let handle = self.link.handle();
         handle.end(self.close);
         let context = self.context.clone();
@@ -660,6 +693,12 @@ impl<'a, S: Socket> Open<'a, S> {
                 Err(close)
             }
             Summons::Judge => {
+                if self.visitor.vouching.as_ref().is_some_and(|is_believed| !is_believed()) {
+                    let refusal =
+                        Refusal::new(wire::Code::NotAuthenticated, "The client certificate is not believed any more.");
+                    self.peer.reply(Reply::refused(refusal, None));
+                    return Err(Close::Revoked);
+                }
                 let settings = self.context.settings.load();
                 let rights = match (settings.judge.is_on(), self.visitor.rights.load_full()) {
                     (false, _) => None,
@@ -744,7 +783,9 @@ impl<'a, S: Socket> Open<'a, S> {
                             // Whoever let it in may not be there any more.
                             self.visitor.summon(Summons::Judge);
                         }
-                        return self.set_rights(Some(Arc::new(rights)), credentials);
+                        self.set_rights(Some(Arc::new(rights)), credentials);
+                        // One that was made since the token was judged may have missed it.
+                        return self.visitor.judge_revocations(self.context);
                     }
                 }
             }
@@ -996,6 +1037,10 @@ impl<S: Socket> Peer<S> {
         if close == Close::Drain {
             let reconnect_after = drain.absence().as_millis() as u64;
             self.reply(Reply::Bye { reason: "drain", reconnect_after });
+        }
+        if close == Close::Kicked {
+            let reconnect_after = KICKED_FOR.as_millis() as u64;
+            self.reply(Reply::Bye { reason: "kick", reconnect_after });
         }
         if close.is_told() {
             self.writing.push(Outbound::Close(close));

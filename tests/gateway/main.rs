@@ -3,6 +3,7 @@
 mod support;
 
 mod access;
+mod admin;
 mod attacks;
 mod audit;
 mod bad_input;
@@ -19,6 +20,7 @@ mod frames;
 mod http;
 mod ledger;
 mod limits;
+mod origins;
 mod outage;
 mod overload;
 mod proxy;
