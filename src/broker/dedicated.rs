@@ -543,6 +543,8 @@ impl Dedicated {
         match *command {
             Command::Publish(id, message) => self.on_publish_command((id, made, from), message, connection),
             Command::Subscribe(id, mut subscription) => {
+                // It is judged by the rights that the session had when it asked, or newer ones, whichever was heard of first.
+                self.take_up_renewal();
                 match self.judge_wait(connection.as_deref()).and_then(|()| self.judge_filter(&mut subscription)) {
                     Ok(()) => self.ask_subscribe(made, Origin::Subscribe(id, Box::new(subscription))),
                     Err(refusal) => self.downlink.tell(Event::Subscribed(id, Err(refusal))),
@@ -603,13 +605,18 @@ impl Dedicated {
         reason.map_or(Ok(()), |reason| Err(Refusal::from_reason(reason)))
     }
 
-    fn on_downlink(&mut self, is_online: bool) {
-        self.is_abandoned = self.downlink.is_abandoned();
+    /// What the session may do now, where that has changed.
+    fn take_up_renewal(&mut self) {
         if let Some(renewal) = self.downlink.take_renewal() {
             self.opening.credentials = renewal.credentials;
             self.judge_anew(renewal.rights);
             self.downlink.judged();
         }
+    }
+
+    fn on_downlink(&mut self, is_online: bool) {
+        self.is_abandoned = self.downlink.is_abandoned();
+        self.take_up_renewal();
         for receipt in self.downlink.take_confirmations() {
             self.incoming.confirm(receipt);
         }

@@ -666,6 +666,19 @@ mod changes {
     }
 
     #[tokio::test]
+    async fn what_is_asked_behind_a_renewal_is_judged_by_the_new_rights() {
+        let (_mosquitto, gateway) = plant().await;
+        let mut browser = opened(&gateway, &operator("olga")).await;
+        for _ in 0..20 {
+            renew(&mut browser, &of_both_sites("olga")).await;
+            assert_eq!(subscribing(&mut browser, "plant/south/#").await["qos"], 1);
+            renew(&mut browser, &operator("olga")).await;
+            assert_eq!(taken_away(&mut browser).await, ["plant/south/#"]);
+            assert_eq!(subscribing(&mut browser, "plant/south/#").await["error"], "not_authorized");
+        }
+    }
+
+    #[tokio::test]
     async fn stored_messages_come_to_nobody_who_has_lost_the_right_to_them() {
         let (mosquitto, gateway) = plant().await;
         for topic in ["plant/south/x", "plant/north/x"] {

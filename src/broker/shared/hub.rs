@@ -418,11 +418,7 @@ impl Hub {
     fn on_rung(&mut self, number: u64) {
         let Some(session) = self.sessions.get(&number) else { return };
         session.downlink.to_link.seen();
-        if let Some(renewal) = session.downlink.take_renewal() {
-            let downlink = session.downlink.clone();
-            self.judge_anew(number, *renewal);
-            downlink.judged();
-        }
+        self.take_up_renewal(number);
         let Some(session) = self.sessions.get(&number) else { return };
         let is_ended = session.downlink.ended_by().is_some();
         if session.downlink.is_taken_over() && !is_ended {
@@ -431,6 +427,15 @@ impl Hub {
             return;
         }
         self.leave(number);
+    }
+
+    /// What the session may do now, where that has changed.
+    fn take_up_renewal(&mut self, number: u64) {
+        let Some(downlink) = self.sessions.get(&number).map(|session| session.downlink.clone()) else { return };
+        if let Some(renewal) = downlink.take_renewal() {
+            self.judge_anew(number, *renewal);
+            downlink.judged();
+        }
     }
 
     /// Ends what the session may not read any more, at once.
@@ -464,6 +469,8 @@ impl Hub {
     }
 
     fn on_asked(&mut self, Asked { number, made, command }: Asked) {
+        // It is judged by the rights that the session had when it asked, or newer ones, whichever was heard of first.
+        self.take_up_renewal(number);
         let Some(session) = self.sessions.get_mut(&number) else { return };
         if let Command::Subscribe(request, subscription) = &*command {
             let Subscription { filter, options, .. } = subscription;
@@ -586,6 +593,11 @@ impl Hub {
 
     fn on_subscribed(&mut self, request: RequestId, result: Result<Qos, Refusal>) {
         let Some(Request::Subscribe(filter)) = self.requests.remove(&request) else { return };
+        // While they wait still: then the filter is not left because one of them may not have it any more.
+        let waiting = self.asked.get(&filter).map_or(&[][..], |asking| &asking.waiting);
+        for number in waiting.iter().map(|waiting| waiting.number).collect::<Vec<_>>() {
+            self.take_up_renewal(number);
+        }
         let Some(asking) = self.asked.get_mut(&filter).filter(|asking| asking.request == Some(request)) else {
             // A later request for more takes its place.
             return;
