@@ -21,7 +21,7 @@ use crate::broker::{self, Broker, Standing};
 use crate::config::{Change, Config, ConfigError};
 use crate::log::Log;
 use crate::overload::Overload;
-use crate::session::{Context, Entrance, Lobby, Quotas, Roster, Settings, Summons};
+use crate::session::{Context, Doors, Entrance, Lobby, Quotas, Roster, Settings, Summons};
 use crate::shutdown::Drain;
 use crate::{http, metrics, systemd};
 
@@ -286,7 +286,13 @@ impl Drop for Watching {
 /// What sessions read of the configuration.
 fn settings(config: &Config, judge: Judge, policy: Arc<Policy>) -> Settings {
     let (session, wire, delivery) = (config.session.clone(), config.wire.clone(), config.delivery.clone());
-    Settings { session, wire, delivery, judge, policy }
+    let doors = Doors {
+        cookie: config.auth.cookie.clone(),
+        query_token: config.auth.query_token,
+        certificate: config.auth.certificate.is_some(),
+        allowed_origins: config.http.allowed_origins.clone(),
+    };
+    Settings { session, wire, delivery, doors, judge, policy }
 }
 
 fn tell(change: &Change) {

@@ -105,6 +105,7 @@ impl Config {
         self.http
             .check()
             .and_then(|()| self.auth.check())
+            .and_then(|()| self.check_certificates())
             .and_then(|()| self.auth.policy(&self.roles, &self.groups).map(drop))
             .and_then(|()| self.tls.check())
             .and_then(|()| self.broker.check())
@@ -112,6 +113,19 @@ impl Config {
             .and_then(|()| self.runtime.check())
             .and_then(|()| self.audit.check())
             .map_err(ConfigError::Together)
+    }
+}
+
+impl Config {
+    fn check_certificates(&self) -> Result<(), String> {
+        if self.auth.certificate.is_some() && !self.tls.asks_for_certificates() {
+            return Err(
+                "[auth.certificate] needs client certificates: set tls.client_certificates to \"optional\" or \
+                        \"required\""
+                    .to_owned(),
+            );
+        }
+        Ok(())
     }
 }
 

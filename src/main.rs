@@ -114,8 +114,11 @@ async fn run(config: Config, log: Log, descriptors: Descriptors, flags: &Flags) 
 /// Prints the hash of what stands on standard input, but for the end of its last line.
 fn hash(of: Hashed) -> ExitCode {
     let mut text = String::new();
-    if let Err(error) = io::stdin().take(MAX_HASHED).read_to_string(&mut text) {
+    if let Err(error) = io::stdin().take(MAX_HASHED + 1).read_to_string(&mut text) {
         return fail(&format!("standard input can't be read: {error}"), 1);
+    }
+    if text.len() as u64 > MAX_HASHED {
+        return fail(&format!("standard input has more than {MAX_HASHED} bytes"), 1);
     }
     let secret = SecretString::from(text.trim_end_matches(['\r', '\n']));
     let hash = match of {

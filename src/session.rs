@@ -19,5 +19,5 @@ pub use entrance::{Entrance, Lobby, Newcomer, Pass, turned_away};
 pub use guard::{Presented, Vouching};
 pub use quota::Quotas;
 pub use roster::{Roster, Summons, Visitor};
-pub use run::{Arrival, Context, Settings, run};
+pub use run::{Arrival, Context, Doors, Settings, run};
 pub use socket::{Inbound, Outbound, Socket};

@@ -12,7 +12,9 @@ use tidegate::audit::Audit;
 use tidegate::auth::{self, Judge};
 use tidegate::broker::{self, Broker};
 use tidegate::overload::Overload;
-use tidegate::session::{Arrival, Context, Entrance, Inbound, Lobby, Outbound, Pass, Quotas, Roster, Settings, Socket};
+use tidegate::session::{
+    Arrival, Context, Doors, Entrance, Inbound, Lobby, Outbound, Pass, Quotas, Roster, Settings, Socket,
+};
 use tidegate::shutdown::Drain;
 use tidegate::wire::Close;
 use tidegate::{access, app, delivery, metrics, session, wire};
@@ -81,6 +83,7 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
             session: session::Config::default(),
             wire: wire::Config::default(),
             delivery: delivery::Config::default(),
+            doors: Doors::default(),
             judge: Judge::new(&auth::Config::default(), Arc::default()).expect("nothing to read"),
             policy: Arc::default(),
         }),

@@ -105,13 +105,16 @@ pub fn names<N: AsRef<str>>(names: &[N]) -> Box<[Box<str>]> {
 
 /// What a token says of its bearer, as far as a placeholder could take it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Claims(Box<[(Box<str>, Box<[Box<str>]>)]>);
+pub struct Claims(Box<[(Box<str>, Values)]>);
+
+/// The values of one claim.
+type Values = Box<[Box<str>]>;
 
 impl Claims {
     /// Takes those that are a string, an integer, or a list of such: no other can stand in a topic. Names are as they were written.
     pub fn of<'a>(claims: impl IntoIterator<Item = (&'a String, &'a Value)>) -> Claims {
         let all = claims.into_iter().filter_map(|(name, value)| {
-            let values: Box<[Box<str>]> = match value {
+            let values: Values = match value {
                 Value::Array(entries) => entries.iter().filter_map(scalar).collect(),
                 scalar_value => scalar(scalar_value).into_iter().collect(),
             };

@@ -25,6 +25,8 @@ pub enum Reason {
     MaxHeader,
     /// It read nothing of a response.
     WriteTimeout,
+    /// A page asks that is not one of those that may.
+    AllowedOrigins,
     /// The event loop does not keep up.
     MaxStall,
     /// The audit log can't be written, and nobody is to be let in unrecorded.
@@ -35,7 +37,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 12] = [
+    pub const ALL: [Reason; 13] = [
         Reason::MaxPerAddress,
         Reason::MaxNewPerSecond,
         Reason::MaxQueued,
@@ -45,6 +47,7 @@ impl Reason {
         Reason::HandshakeTimeout,
         Reason::MaxHeader,
         Reason::WriteTimeout,
+        Reason::AllowedOrigins,
         Reason::MaxStall,
         Reason::WhenFull,
         Reason::Accept,
@@ -62,6 +65,7 @@ impl Reason {
             Reason::HandshakeTimeout => "handshake_timeout",
             Reason::MaxHeader => "max_header",
             Reason::WriteTimeout => "write_timeout",
+            Reason::AllowedOrigins => "allowed_origins",
             Reason::MaxStall => "max_stall",
             Reason::WhenFull => "when_full",
             Reason::Accept => "accept",
@@ -90,6 +94,7 @@ impl Reason {
             Reason::HandshakeTimeout => "No TLS handshake came to its end in time (tls.handshake_timeout).",
             Reason::MaxHeader => "The head of a request was too large (http.max_header).",
             Reason::WriteTimeout => "Nothing of a response was read in time (session.write_timeout).",
+            Reason::AllowedOrigins => "Pages of this origin may not connect (http.allowed_origins).",
             Reason::MaxStall => "The gateway is too busy to take one more (connections.max_stall).",
             Reason::WhenFull => "The audit log can't be written (audit.when_full).",
             Reason::Accept => "The system gives no more connections; a session takes two descriptors (ulimit -n).",

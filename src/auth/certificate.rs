@@ -90,6 +90,8 @@ fn claims(subject: &X509Name<'_>) -> Claims {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index;
     use rcgen::{CertificateParams, DnType, DnValue, KeyPair, SanType, date_time_ymd};
 
     use super::*;
@@ -118,6 +120,20 @@ mod tests {
         let config = config::Certificate { user, ..config::Certificate::default() };
         let judged = judge(&config, &signed(params), NOW);
         judged.map(|identity| identity.user.expect("a certificate has a user").into())
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_stop_the_judge(at: Index, byte: u8, noise: Vec<u8>) {
+            let mut der = signed(&params());
+            let at = at.index(der.len());
+            der[at] = byte;
+            for user in [UserName::Cn, UserName::SanDns, UserName::SanEmail, UserName::SanUri] {
+                let config = config::Certificate { user, ..config::Certificate::default() };
+                let _ = judge(&config, &der, NOW);
+                prop_assert!(judge(&config, &noise, NOW).is_err());
+            }
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::access::{Failure, Identity};
 
 /// Who judges them.
 pub struct Jwt {
+    algorithms: Vec<Algorithm>,
     rules: Rules,
     keys: Keys,
 }
@@ -59,7 +60,7 @@ impl Jwt {
             }
             (None, None, None) => Keys::Fixed(Vec::new()),
         };
-        Ok(Jwt { rules: Rules::new(config), keys })
+        Ok(Jwt { algorithms: config.algorithms.clone(), rules: Rules::new(config), keys })
     }
 
     /// Whom a token stands for, at this time in Unix seconds.
@@ -78,14 +79,20 @@ impl Jwt {
     }
 
     async fn verify(&self, token: &Token<'_>) -> Result<(), Failure> {
+        // Each key has its algorithms too. Whoever names another need not be told that no key is here.
+        if !self.algorithms.contains(&token.algorithm) {
+            return Err(token::not_taken());
+        }
         let verdict = match &self.keys {
             Keys::Fixed(keys) => key::verify(keys, token),
             Keys::Fetched(jwks) => jwks.verify(token, Instant::now()).await?,
         };
         match verdict {
             Verdict::Signed => Ok(()),
-            Verdict::Forged => Err(refused("the signature of the token is wrong, or of another key")),
-            Verdict::UnknownKey => Err(refused("the token is signed with a key that is not known here")),
+            Verdict::Forged => Err(refused("the signature of the token is wrong")),
+            Verdict::UnknownKey => {
+                Err(refused("the signature of the token is wrong, or of a key that is not known here"))
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 use super::{Config, Known, every_setting, flatten, is_named, is_secret};
-use crate::{audit, log, units};
+use crate::{audit, http, log, units};
 
 /// One setting that is not as it was. A secret shows as `***`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Config {
         let shown_wanted = new.shown_values();
         // A new section has to say here which it is.
         let next = Config {
-            http: self.http.clone(),
+            http: http::Config { allowed_origins: new.http.allowed_origins, ..self.http.clone() },
             tls: self.tls.replaced_by(new.tls),
             connections: new.connections,
             auth: new.auth,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::access::Network;
+use crate::access::{Network, Origin};
 use crate::units;
 
 /// A browser's request has a head of several hundred bytes.
@@ -33,6 +33,8 @@ pub struct Config {
     pub backlog: NonZeroU32,
     /// The proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<Network>,
+    /// The origins whose pages may connect, beside the gateway's own; without any, pages of all origins may.
+    pub allowed_origins: Vec<Origin>,
 }
 
 impl Default for Config {
@@ -44,6 +46,7 @@ impl Default for Config {
             max_header: const { NonZeroUsize::new(16 << 10).unwrap() },
             backlog: const { NonZeroU32::new(4096).unwrap() },
             trusted_proxies: Vec::new(),
+            allowed_origins: Vec::new(),
         }
     }
 }

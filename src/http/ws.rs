@@ -3,17 +3,17 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{Extension, State};
+use axum::extract::{Extension, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rand::Rng;
 
 use super::connection::Phase;
-use super::credentials;
+use super::credentials::Shown;
 use super::serving::Peer;
 use super::unfinished::{Share, Unfinished};
 use super::websocket::{Handshake, WebSocket};
-use crate::access::{Network, Reason, addresses};
+use crate::access::{Network, Origin, Page, Reason, addresses};
 use crate::session::{self, Arrival, Context, Vouching, turned_away};
 use crate::wire::negotiate::negotiate;
 
@@ -24,6 +24,7 @@ pub async fn upgrade(
     Extension(trusted_proxies): Extension<Arc<[Network]>>,
     Extension(peer): Extension<Peer>,
     Extension(unfinished): Extension<Arc<Unfinished>>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     handshake: Handshake,
 ) -> Response {
@@ -39,8 +40,16 @@ pub async fn upgrade(
     if context.closing.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "The gateway is going away; connect again later.\n").into_response();
     }
-    let credential = credentials::presented(&headers, agreed.bearer);
+    let settings = context.settings.load_full();
     let client = client(&peer, &headers, &trusted_proxies);
+    let page = page(&headers, &settings.doors.allowed_origins);
+    if page == Page::Foreign && !settings.doors.allowed_origins.is_empty() {
+        turned_away(Reason::AllowedOrigins, Some(client));
+        return (StatusCode::FORBIDDEN, format!("{}\n", Reason::AllowedOrigins.sentence())).into_response();
+    }
+    let certificate = peer.certificate.as_deref();
+    let shown = Shown { headers: &headers, bearer: agreed.bearer, query: query.as_deref(), certificate, page };
+    let credential = shown.credential(&settings.doors);
     let pass = context.entrance.arrive(client);
     if let Err(reason) = pass {
         turned_away(reason, Some(client));
@@ -48,7 +57,6 @@ pub async fn upgrade(
     let vouching =
         peer.certificate.clone().map(|certificate| -> Vouching { Arc::new(move || certificate.is_trusted()) });
     let arrival = Arrival { credential, vouching, client, pass, newcomer: Some(peer.newcomer) };
-    let settings = context.settings.load_full();
     let share = Share::new(unfinished, settings.wire.max_unfinished_bytes.get());
     let task = context.tasks.token();
     handshake.accept(agreed.subprotocol, async move |connection, begun| {
@@ -81,6 +89,12 @@ pub async fn echo(State(context): State<Arc<Context>>, handshake: Handshake) -> 
             }
         }
     })
+}
+
+/// Whose page asks, if one does.
+fn page(headers: &HeaderMap, allowed: &[Origin]) -> Page {
+    let origins = headers.get_all(header::ORIGIN).iter().map(|origin| origin.as_bytes());
+    Page::of(origins, headers.get(header::HOST).and_then(|host| host.to_str().ok()), allowed)
 }
 
 /// Whom the request comes from, behind the proxies that are trusted.

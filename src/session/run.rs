@@ -27,7 +27,7 @@ use super::roster::{Place, Summons, Visitor};
 use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, State};
 use super::{Config, Roster};
-use crate::access::{Credential, Failure, Identity, Policy, Reason, Rights};
+use crate::access::{Credential, Failure, Identity, Origin, Policy, Reason, Rights};
 use crate::audit::{Audit, Event as Recorded, Request};
 use crate::auth::{self, Judge};
 use crate::broker::{Broker, Command, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal, Rest};
@@ -91,10 +91,25 @@ pub struct Settings {
     pub wire: wire::Config,
     /// The `[delivery]` section.
     pub delivery: delivery::Config,
+    /// By which ways credentials come in.
+    pub doors: Doors,
     /// Who says who a session is.
     pub judge: Judge,
     /// What the roles of a session allow.
     pub policy: Arc<Policy>,
+}
+
+/// By which ways credentials come in, beside those that are always open, and whose pages may come.
+#[derive(Clone, Debug, Default)]
+pub struct Doors {
+    /// The cookie that may hold a token.
+    pub cookie: Option<String>,
+    /// A token may stand in the query of the URL.
+    pub query_token: bool,
+    /// A client certificate says who somebody is.
+    pub certificate: bool,
+    /// The origins whose pages may connect, beside the gateway's own; without any, all may.
+    pub allowed_origins: Vec<Origin>,
 }
 
 /// A WebSocket as it comes from the door.

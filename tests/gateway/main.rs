@@ -18,6 +18,7 @@ mod frames;
 mod http;
 mod ledger;
 mod limits;
+mod origins;
 mod outage;
 mod overload;
 mod proxy;

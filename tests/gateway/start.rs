@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
@@ -176,6 +176,38 @@ async fn a_second_signal_ends_the_gateway_at_once() {
     eventually("new connections are refused", async || TcpStream::connect(&gateway.address).await.is_err()).await;
     gateway.terminate().await;
     assert_eq!(gateway.end().await.code(), Some(1));
+}
+
+#[tokio::test]
+async fn a_hash_is_printed_as_the_configuration_takes_it() {
+    let hash = async |of: &str, input: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.args(["hash", of]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut program = command.kill_on_drop(true).spawn().expect("the program was built");
+        let mut stdin = program.stdin.take().expect("piped");
+        stdin.write_all(input.as_bytes()).await.expect("written");
+        drop(stdin);
+        let output = timeout(PATIENCE, program.wait_with_output()).await.expect("it ends").expect("an output");
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    // `printf a-token-made-by-chance | sha256sum`
+    let token = "sha256:e5b1d4d8185f36cc183bca68ca6b7fb63ed931631a25f9d39c65fa99e29734dc\n";
+    for input in ["a-token-made-by-chance", "a-token-made-by-chance\n", "a-token-made-by-chance\r\n"] {
+        assert_eq!(hash("token", input).await, (Some(0), token.to_owned(), String::new()));
+    }
+    let (status, printed, _) = hash("password", "correct horse\n").await;
+    assert!(status == Some(0) && printed.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{printed}");
+    let longest = "t".repeat(64 << 10);
+    assert_eq!(hash("token", &longest).await.0, Some(0));
+    for (of, input, excerpt) in [
+        ("token", "hunter2", "can be guessed"),
+        ("token", &format!("{longest}t"), "more than 65536 bytes"),
+        ("password", "\n", "the password is empty"),
+    ] {
+        let (status, printed, told) = hash(of, input).await;
+        assert_eq!((status, printed.as_str()), (Some(1), ""), "{of}");
+        assert!(told.contains(excerpt) && !told.contains("hunter"), "{told}");
+    }
 }
 
 /// What the program prints when all is well.

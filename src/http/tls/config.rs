@@ -58,6 +58,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Whether clients are asked for certificates.
+    pub fn asks_for_certificates(&self) -> bool {
+        self.client_certificates != ClientCertificates::None
+    }
+
     /// Whether there is TLS at all.
     pub fn is_on(&self) -> bool {
         self.certificate_file.is_some()
@@ -70,7 +75,7 @@ impl Config {
             (false, true) => return Err("tls.key needs its certificate: set tls.certificate_file".to_owned()),
             (true, true) | (false, false) => {}
         }
-        let asks = self.client_certificates != ClientCertificates::None;
+        let asks = self.asks_for_certificates();
         let of_clients = [("client_ca_file", self.client_ca_file.is_some()), ("crl_file", self.crl_file.is_some())];
         let of_tls = of_clients.into_iter().chain([("client_certificates", asks), ("admin", self.admin)]);
         if let Some(setting) = first_given(of_tls).filter(|_| !self.is_on()) {
