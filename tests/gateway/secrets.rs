@@ -187,20 +187,20 @@ impl Tokens {
 async fn all_ways_in(gateway: &Gateway, tokens: &mut Tokens) -> Vec<String> {
     let bearer = |token: &str| format!("Bearer {token}");
     let mut told = Vec::new();
+    let origin = format!("http://{}", gateway.address);
     for (path, name, value) in [
         ("/ws".to_owned(), "authorization", bearer(STATIC_TOKEN)),
         ("/ws".to_owned(), "authorization", bearer(&tokens.issue(JWT_SECRET, 3600))),
         ("/ws".to_owned(), "authorization", bearer(HOOK_TOKEN)),
         ("/ws".to_owned(), "authorization", basic("anna", PASSWORD)),
         ("/ws".to_owned(), "sec-websocket-protocol", offer(&tokens.issue(JWT_SECRET, 3600))),
-        // What counts here is what is set: where it is not looked at, the session is turned away.
         ("/ws".to_owned(), "cookie", format!("a=b; tidegate_token={COOKIE_TOKEN}")),
-        (format!("/ws?token={}", percent_encoded(QUERY_TOKEN)), "origin", format!("http://{}", gateway.address)),
+        (format!("/ws?token={}", percent_encoded(QUERY_TOKEN)), "user-agent", "a scene".to_owned()),
     ] {
-        let mut browser =
-            Browser::connect_with(&gateway.address, &path, &[(name, &value)]).await.expect("the upgrade is made");
+        let headers = [(name, value.as_str()), ("origin", &origin)];
+        let mut browser = Browser::connect_with(&gateway.address, &path, &headers).await.expect("upgraded");
         let heard = conversation(&mut browser, 5).await;
-        assert!(matches!(name, "cookie" | "origin") || heard.contains(r#""type":"mqtt""#), "{heard}");
+        assert!(heard.contains(r#""type":"mqtt""#), "{path} {name}: {heard}");
         told.push(heard);
     }
     for auth in [
@@ -225,6 +225,7 @@ async fn all_bad_ways_in(gateway: &Gateway, tokens: &mut Tokens) -> Vec<String> 
         .map(|(secret, good_for)| tokens.issue(secret, good_for));
     let cut_off = &early_end[..early_end.len() - 20];
     let long = BAD_TOKEN.repeat(1000);
+    let origin = format!("http://{}", gateway.address);
     let mut told = Vec::new();
     for (path, name, value) in [
         ("/ws", "authorization", format!("Bearer {BAD_TOKEN}")),
@@ -247,7 +248,8 @@ async fn all_bad_ways_in(gateway: &Gateway, tokens: &mut Tokens) -> Vec<String> 
         ("/ws", "sec-websocket-protocol", format!("bearer.{forged}")),
         ("/ws", "sec-websocket-protocol", format!("tidegate.v1.json, bearer.{forged}, bearer.{expired}")),
     ] {
-        told.push(match Browser::connect_with(&gateway.address, path, &[(name, &value)]).await {
+        let headers = [(name, value.as_str()), ("origin", &origin)];
+        told.push(match Browser::connect_with(&gateway.address, path, &headers).await {
             Ok(mut browser) => {
                 browser.send(json!({"type": "ping"})).await;
                 heard(&mut browser, usize::MAX).await
@@ -348,6 +350,7 @@ async fn mistakes(gateway: &Gateway, sound: &str) -> Vec<String> {
         format!("[auth]\njwt = {{ secret = \"{JWT_SECRET}\", secret = \"{NEXT_JWT_SECRET}\" }}\n"),
         format!("[auth.hook]\nsecret = {{ is = \"{HOOK_SECRET}\" }}\n"),
         format!("[auth.hook]\nurl = \"http://gateway:{HOOK_SECRET}@127.0.0.1/\"\n"),
+        format!("[http]\nallowed_origins = [\"https://gateway:{HOOK_SECRET}@app.example\"]\n"),
         format!("[auth.tokens.backend]\nhash = \"{STATIC_TOKEN}\"\n"),
         format!("[auth.tokens.backend]\ntoken = \"{STATIC_TOKEN}\"\n"),
         format!("[auth.users.anna]\nhash = \"{PASSWORD}\"\n"),
