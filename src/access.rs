@@ -24,5 +24,5 @@ pub use policy::{Action, Allowance, Group as GroupConfig, Policy, Role as RoleCo
 pub use rate::Rate;
 pub use reason::Reason;
 pub use revocations::{Revocation, Revocations};
-pub use rights::{Rights, Subscribing};
+pub use rights::{Explanation, Rights, Subscribing};
 pub use template::{Template, Template as TemplateConfig};

@@ -19,9 +19,10 @@ use crate::audit::{self, Audit, Event};
 use crate::auth::{self, Judge, Revoked};
 use crate::broker::{self, Broker, Standing};
 use crate::config::{Change, Config, ConfigError};
+use crate::http::Gate;
 use crate::log::Log;
 use crate::overload::Overload;
-use crate::session::{Context, Doors, Entrance, Lobby, Quotas, Roster, Settings, Summons};
+use crate::session::{Askers, Context, Doors, Entrance, Lobby, Quotas, Reloaded, Reloads, Roster, Settings, Summons};
 use crate::shutdown::Drain;
 use crate::{http, metrics, systemd};
 
@@ -33,8 +34,25 @@ const CERTIFICATES_LOOK: Duration = Duration::from_secs(1);
 const LAST_LOOK: Duration = Duration::from_secs(1);
 /// How long the last lines of the audit log may take to be written, when even that is over.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// Who changes the configuration, as the audit log has it: whoever may send the process a signal.
-const BY_SIGNAL: &str = "SIGHUP";
+
+/// Who wants the configuration read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Whoever may send the process a signal.
+    Signal,
+    /// An operator, over the admin API.
+    Api,
+}
+
+impl By {
+    /// As the audit log has it.
+    fn name(self) -> &'static str {
+        match self {
+            By::Signal => "SIGHUP",
+            By::Api => "admin API",
+        }
+    }
+}
 
 /// The running gateway.
 pub struct App {
@@ -43,9 +61,10 @@ pub struct App {
     tls: Option<Arc<http::Tls>>,
     context: Arc<Context>,
     config: Config,
-    log: Log,
     /// Keeps fresh what the judge fetches.
     watching: Watching,
+    /// Who may do what operators do.
+    gate: Arc<Gate>,
     /// Operators look on while the gateway drains.
     admin: TaskTracker,
     admin_lobby: Arc<Lobby>,
@@ -96,7 +115,7 @@ impl App {
         let broker = Broker::start(config.broker.clone(), tasks.clone(), closing.clone())?;
         metrics::outbox_limit(config.delivery.max_total_bytes.get());
         let revoked = Revoked::open(&config.auth)?;
-        let judge = Judge::new(&config.auth, revoked)?;
+        let judge = Judge::new(&config.auth, revoked.clone())?;
         let policy = policy(&config);
         let watching = Watching::begin(&judge);
         let context = Arc::new(Context {
@@ -111,6 +130,9 @@ impl App {
             drain,
             overload: Overload::new(config.connections.max_stall),
             quotas: Quotas::default(),
+            revoked,
+            reloads: Reloads::default(),
+            log,
             audit,
         });
         let (listen, admin_listen) = (listener.address()?, admin_listener.address()?);
@@ -130,7 +152,18 @@ impl App {
         };
         let (admin, admin_lobby) = (TaskTracker::new(), Lobby::new(&config.connections));
         context.tasks.spawn(http::serve(listener, terms(&context.lobby, &context.tasks, closing, true)));
-        admin.spawn(http::serve_admin(admin_listener, page, terms(&admin_lobby, &admin, &over, config.tls.admin)));
+        let gate = Gate::new(admin_listen, &config.admin);
+        if gate.is_shut() {
+            info!(
+                "the admin API is off: http.admin_listen can be reached from other machines, and there is no admin.token_file"
+            );
+        }
+        admin.spawn(http::serve_admin(
+            admin_listener,
+            page,
+            gate.clone(),
+            terms(&admin_lobby, &admin, &over, config.tls.admin),
+        ));
         if let Some(tls) = tls.clone() {
             tokio::spawn(over.clone().run_until_cancelled_owned(tls.watch()));
         }
@@ -140,7 +173,7 @@ impl App {
         }
         let watched = context.clone();
         tokio::spawn(over.clone().run_until_cancelled_owned(async move { watched.overload.watch().await }));
-        Ok(App { listen, admin_listen, tls, context, config, log, watching, admin, admin_lobby, lingering, over })
+        Ok(App { listen, admin_listen, tls, context, config, watching, gate, admin, admin_lobby, lingering, over })
     }
 
     /// Tells the service manager that the gateway serves: when the broker was reached, or a moment later without it.
@@ -161,28 +194,32 @@ impl App {
         format!("Serving browsers on {}; the broker {broker}", self.listen)
     }
 
+    /// Waits until an operator asks over the API for the configuration to be read again; those who did are to be told what became of it.
+    pub async fn asked_to_reload(&self) -> Askers {
+        self.context.reloads.asked().await;
+        self.context.reloads.askers()
+    }
+
     /// Puts in force what can be of a configuration that was read again, and says of each setting that changed what becomes of it.
     /// One that could not be read changes nothing.
-    pub fn reload(&mut self, read: Result<Config, ConfigError>) {
+    pub fn reload(&mut self, read: Result<Config, ConfigError>, by: By) -> Result<Reloaded, String> {
         systemd::reloading();
         let read = read.map_err(|error| error.to_string());
         let renewed = read.and_then(|new| match self.context.settings.load().judge.renewed(&new.auth) {
             Ok(judge) => Ok((new, judge)),
             Err(error) => Err(error.to_string()),
         });
-        let is_applied = renewed.is_ok();
-        match renewed {
-            Ok((new, judge)) => self.replace(new, judge),
-            Err(error) => {
-                self.context.audit.record(&Event::ConfigurationRefused { by: BY_SIGNAL, why: &error });
-                error!(%error, "the configuration can't be read again: the old one stays in force");
-            }
+        let outcome = renewed.map(|(new, judge)| self.replace(new, judge, by));
+        if let Err(error) = &outcome {
+            self.context.audit.record(&Event::ConfigurationRefused { by: by.name(), why: error });
+            error!(%error, "the configuration can't be read again: the old one stays in force");
         }
-        metrics::configuration_reloaded(is_applied);
+        metrics::configuration_reloaded(outcome.is_ok());
         systemd::ready(&self.status());
+        outcome
     }
 
-    fn replace(&mut self, mut new: Config, judge: Judge) {
+    fn replace(&mut self, mut new: Config, judge: Judge, by: By) -> Reloaded {
         // What can't be used is told, and wanted again next time.
         let wanted = self.config.tls.replaced_by(new.tls.clone());
         if self.tls.as_ref().is_some_and(|tls| tls.replace(&wanted).is_err()) {
@@ -190,16 +227,16 @@ impl App {
         }
         let (next, changes) = self.config.replaced_by(new);
         // The lines are written at the more talkative of the two levels.
-        let is_louder = next.log.level.tells_more_than(&self.config.log.level);
+        let is_louder = next.log.level.tells_more_than(&self.context.log.level());
         if is_louder {
-            self.log.set_level(&next.log.level);
+            self.context.log.set_level(&next.log.level);
         }
         changes.iter().for_each(tell);
-        changes.iter().for_each(|change| self.context.audit.record(&changed(change)));
+        changes.iter().for_each(|change| self.context.audit.record(&changed(change, by)));
         let needing_restart = changes.iter().filter(|change| change.needs_restart).count();
         info!(changed = changes.len(), needing_restart, "the configuration was read again");
         if !is_louder {
-            self.log.set_level(&next.log.level);
+            self.context.log.set_level(&next.log.level);
         }
         metrics::outbox_limit(next.delivery.max_total_bytes.get());
         self.watching = Watching::begin(&judge);
@@ -209,6 +246,7 @@ impl App {
         self.admin_lobby.set_limits(&next.connections);
         self.context.overload.set_max_stall(next.connections.max_stall);
         self.context.audit.set_rules(&next.audit);
+        self.gate.set_token(&next.admin);
         self.config = next;
         if changes
             .iter()
@@ -217,6 +255,7 @@ impl App {
             let judged = self.context.roster.summon(|_| true, || Summons::Judge);
             info!(sessions = judged, "the rights of open sessions are judged anew");
         }
+        Reloaded { changed: changes.len(), needing_restart }
     }
 
     /// Waits until an operator asks for the end.
@@ -251,7 +290,7 @@ impl App {
 }
 
 /// What the roles of a checked configuration allow.
-fn policy(config: &Config) -> Arc<Policy> {
+pub fn policy(config: &Config) -> Arc<Policy> {
     Arc::new(config.auth.policy(&config.roles, &config.groups).expect("the configuration was checked"))
 }
 
@@ -303,9 +342,9 @@ fn tell(change: &Change) {
     }
 }
 
-fn changed(change: &Change) -> Event<'_> {
+fn changed(change: &Change, by: By) -> Event<'_> {
     let Change { setting, from, to, needs_restart } = change;
-    Event::ConfigurationChanged { by: BY_SIGNAL, setting, from, to, needs_restart: *needs_restart }
+    Event::ConfigurationChanged { by: by.name(), setting, from, to, needs_restart: *needs_restart }
 }
 
 impl fmt::Display for App {

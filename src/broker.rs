@@ -11,6 +11,7 @@ pub mod embedded;
 mod front;
 pub mod link;
 mod orders;
+mod publisher;
 mod rules;
 mod shared;
 mod signal;
@@ -26,6 +27,7 @@ use tokio_util::task::TaskTracker;
 pub use config::{BrokerUrl, BrokerUrlError, Config, Upstream};
 pub use downlink::{Direct, Downlink, Handle, Rest, Taken};
 pub use link::{Abilities, Command, Commands, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal};
+pub use publisher::Publishing;
 pub use transport::{Target, TlsError};
 pub use watch::{Reach, Standing};
 
@@ -37,6 +39,7 @@ use crate::wire::{Refusal, Will};
 
 use budget::Budget;
 use embedded::{Embedded, EmbeddedError};
+use publisher::Publisher;
 use shared::Shared;
 use signal::Raise;
 
@@ -51,6 +54,8 @@ pub struct Broker {
     tasks: TaskTracker,
     /// Where sessions share connections, those that need none of their own.
     shared: Option<Shared>,
+    /// For programs that have no session.
+    publisher: Publisher,
 }
 
 /// What every link needs.
@@ -129,8 +134,9 @@ impl Broker {
             Upstream::PerSession => None,
             Upstream::Shared => Some(Shared::new(setup.clone(), budget.clone(), tasks.clone(), closing.clone())),
         };
+        let publisher = Publisher::new(setup.clone(), budget.clone(), tasks.clone(), closing.clone());
         tasks.spawn(async move { closing.run_until_cancelled(watch::run(&watched)).await });
-        Ok(Broker { setup, budget, tasks, shared })
+        Ok(Broker { setup, budget, tasks, shared, publisher })
     }
 
     /// A link for a new session; `predecessor` is the link of the same client identifier, which gives way first.
@@ -144,6 +150,16 @@ impl Broker {
         let (commands, receiver) = orders::channel(COMMANDS);
         self.tasks.spawn(dedicated::run(self.setup.clone(), opening, downlink.clone(), receiver, predecessor));
         Link { commands: Commands::Own(commands), downlink }
+    }
+
+    /// A place for a publish of somebody who has no session; few may be under way at a time.
+    pub fn begin_publish(&self) -> Result<Publishing, Refusal> {
+        self.publisher.enter()
+    }
+
+    /// Whether the broker knows who each session is, and may have rules of its own for each.
+    pub fn knows_users(&self) -> bool {
+        self.setup.config.session_username.is_some()
     }
 
     /// Whether the broker can be reached.

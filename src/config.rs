@@ -32,6 +32,8 @@ pub const TEMPLATE: &str = include_str!("config/default.toml");
 pub struct Config {
     /// Where Tidegate listens.
     pub http: http::Config,
+    /// Who may do what operators do.
+    pub admin: http::AdminConfig,
     /// Whether browsers come by TLS.
     pub tls: http::TlsConfig,
     /// How many may connect, and when.
@@ -104,6 +106,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.http
             .check()
+            .and_then(|()| self.admin.check())
             .and_then(|()| self.auth.check())
             .and_then(|()| self.check_certificates())
             .and_then(|()| self.auth.policy(&self.roles, &self.groups).map(drop))

@@ -1,10 +1,12 @@
 //! The doors: the listener for browsers and the one for operators. The only place that knows axum and hyper.
 
+mod admin_config;
+mod api;
 mod config;
 mod connection;
 mod console;
 mod credentials;
-mod drain;
+mod gate;
 mod health;
 mod listener;
 mod serving;
@@ -25,7 +27,9 @@ use axum::routing::{any, get};
 use axum::{Extension, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 
+pub use admin_config::AdminConfig;
 pub use config::Config;
+pub use gate::Gate;
 pub use listener::Listener;
 pub use serving::Terms;
 pub use tls::{Config as TlsConfig, PeerCertificate, Tls, TlsError};
@@ -41,6 +45,7 @@ pub async fn serve(listener: Listener, terms: Terms) {
     let trusted_proxies: Arc<[Network]> = terms.config.trusted_proxies.as_slice().into();
     let router = Router::new()
         .route("/ws", any(ws::upgrade))
+        .merge(api::public_routes())
         .layer(Extension(trusted_proxies))
         .layer(Extension(Arc::<Unfinished>::default()))
         .merge(console::routes())
@@ -50,13 +55,16 @@ pub async fn serve(listener: Listener, terms: Terms) {
     serve_router(listener, router, terms).await;
 }
 
-/// Serves operators until the drain.
-pub async fn serve_admin(listener: Listener, page: PrometheusHandle, terms: Terms) {
+/// Serves operators until the drain: metrics and health to whoever asks, all else behind the gate.
+pub async fn serve_admin(listener: Listener, page: PrometheusHandle, gate: Arc<Gate>, terms: Terms) {
     let render = move || {
         let page = metrics::render(&page);
         std::future::ready(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page))
     };
-    let router = Router::new().route("/metrics", get(render)).merge(health::routes()).merge(drain::routes());
+    let router = Router::new()
+        .route("/metrics", get(render))
+        .merge(health::routes())
+        .merge(api::routes(gate, terms.context.clone()));
     serve_router(listener, router, terms).await;
 }
 

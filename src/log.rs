@@ -2,9 +2,10 @@
 
 use std::io::{self, IsTerminal};
 use std::str::FromStr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -36,8 +37,13 @@ pub enum Format {
 #[serde(try_from = "String", into = "String")]
 pub struct Level(String);
 
-/// The log of this process, whose level can change.
-pub struct Log(reload::Handle<EnvFilter, Registry>);
+/// The log of this process, whose level can change. Cheap to clone.
+#[derive(Clone)]
+pub struct Log {
+    /// Nothing where the process logs nothing.
+    filter: Option<reload::Handle<EnvFilter, Registry>>,
+    level: Arc<ArcSwap<Level>>,
+}
 
 /// Starts logging for the whole process. Called once, before anything is logged.
 pub fn init(config: &Config) -> Log {
@@ -48,13 +54,28 @@ pub fn init(config: &Config) -> Log {
         Format::Text => log.with(lines).init(),
         Format::Json => log.with(lines.json().flatten_event(true).with_current_span(false)).init(),
     }
-    Log(handle)
+    Log { filter: Some(handle), level: Arc::new(ArcSwap::from_pointee(config.level.clone())) }
 }
 
 impl Log {
     /// Lines are judged by this level from now on.
     pub fn set_level(&self, level: &Level) {
-        self.0.reload(level.filter()).expect("the log lasts as long as the process");
+        self.level.store(Arc::new(level.clone()));
+        if let Some(filter) = &self.filter {
+            filter.reload(level.filter()).expect("the log lasts as long as the process");
+        }
+    }
+
+    /// The level that lines are judged by.
+    pub fn level(&self) -> Arc<Level> {
+        self.level.load_full()
+    }
+}
+
+/// A log that nobody reads.
+impl Default for Log {
+    fn default() -> Self {
+        Log { filter: None, level: Arc::default() }
     }
 }
 
@@ -110,6 +131,12 @@ impl Level {
 impl Default for Level {
     fn default() -> Self {
         Self("info".to_owned())
+    }
+}
+
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

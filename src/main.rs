@@ -1,19 +1,22 @@
 //! The program: arguments, configuration, start, a signal, the end.
 
 use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use secrecy::SecretString;
-use tidegate::app::{App, tell_panics};
+use tidegate::app::{App, By, policy, tell_panics};
 use tidegate::audit::{self, Finding, Hash};
+use tidegate::auth::{self, Judge, Revoked};
 use tidegate::broker::{BrokerUrl, Upstream};
-use tidegate::cli::{AuditCommand, Cli, Command, Hashed};
-use tidegate::config::{Config, Flags, TEMPLATE, environment};
+use tidegate::cli::{AuditCommand, Cli, Command, Explain, Hashed};
+use tidegate::config::{Config, ConfigError, Flags, TEMPLATE, environment};
 use tidegate::log::{self, Log};
+use tidegate::metrics;
 use tidegate::runtime::{self, Descriptors, needed_descriptors};
-use tidegate::{auth, metrics};
+use tidegate::session::explaining;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[global_allocator]
@@ -29,12 +32,12 @@ const MAX_HASHED: u64 = 64 << 10;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let is_check = match cli.command {
+    let is_check = match &cli.command {
         Some(Command::DefaultConfig) => return print(TEMPLATE),
-        Some(Command::Audit(AuditCommand::Verify { expect_hash, files })) => return verify(&files, expect_hash),
-        Some(Command::Hash { of }) => return hash(of),
+        Some(Command::Audit(AuditCommand::Verify { expect_hash, files })) => return verify(files, *expect_hash),
+        Some(Command::Hash { of }) => return hash(*of),
         Some(Command::CheckConfig) => true,
-        None => false,
+        Some(Command::Explain(_)) | None => false,
     };
     let config = match Config::load(&cli.flags, environment()) {
         Ok(config) => config,
@@ -42,6 +45,12 @@ fn main() -> ExitCode {
     };
     if is_check {
         return print(&format!("{config}\nok\n"));
+    }
+    if let Some(Command::Explain(asked)) = cli.command {
+        return match runtime::start(&config.runtime) {
+            Ok(runtime) => runtime.block_on(explain(&config, *asked)),
+            Err(error) => fail(&error, 1),
+        };
     }
     let log = log::init(&config.log);
     let descriptors = Descriptors::raise();
@@ -90,11 +99,13 @@ async fn run(config: Config, log: Log, descriptors: Descriptors, flags: &Flags) 
             () = stops.next() => break true,
             () = app.told_to_stop() => break false,
             _ = hangup.recv() => {
-                let read = Config::load(flags, environment());
-                if let Ok(config) = &read {
-                    descriptors.judge(needed(config));
-                }
-                app.reload(read);
+                let read = read_again(flags, &descriptors);
+                // What became of it is in the log.
+                let _ = app.reload(read, By::Signal);
+            }
+            askers = app.asked_to_reload() => {
+                let read = read_again(flags, &descriptors);
+                askers.tell(&app.reload(read, By::Api));
             }
             () = app.tell_ready(), if !is_told => is_told = true,
         }
@@ -109,6 +120,32 @@ async fn run(config: Config, log: Log, descriptors: Descriptors, flags: &Flags) 
         () = app.stop() => ExitCode::SUCCESS,
         () = second_signal => ExitCode::FAILURE,
     }
+}
+
+fn read_again(flags: &Flags, descriptors: &Descriptors) -> Result<Config, ConfigError> {
+    let read = Config::load(flags, environment());
+    if let Ok(config) = &read {
+        descriptors.judge(needed(config));
+    }
+    read
+}
+
+/// Tells what somebody may do and why, by a configuration and without a gateway.
+async fn explain(config: &Config, explain: Explain) -> ExitCode {
+    rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing has chosen a provider before");
+    let question = match explain.question() {
+        Ok(question) => question,
+        Err(error) => return fail(&error, BAD_CONFIGURATION),
+    };
+    let judge = Revoked::look(&config.auth).and_then(|revoked| Judge::new(&config.auth, revoked));
+    let judge = match judge {
+        Ok(judge) => judge,
+        Err(error) => return fail(&error, BAD_CONFIGURATION),
+    };
+    let levels = config.wire.max_topic_levels.get();
+    let answer = explaining::explain(&judge, &policy(config), levels, Ipv4Addr::LOCALHOST.into(), question).await;
+    print(&format!("{answer}\n"));
+    ExitCode::from(u8::from(answer.qos.is_none()))
 }
 
 /// Prints the hash of what stands on standard input, but for the end of its last line.

@@ -270,6 +270,42 @@ pub fn configuration_reloaded(applied: bool) {
     counter!("tidegate_configuration_reloads_total", "result" => result).increment(1);
 }
 
+/// An operator's request was answered with this status, on this route.
+pub fn admin_request(route: &'static str, status: u16) {
+    counter!("tidegate_admin_requests_total", "route" => route, "status" => status_label(status)).increment(1);
+}
+
+/// A program's publish over HTTP was answered with this status.
+pub fn http_publish(status: u16) {
+    counter!("tidegate_http_publishes_total", "status" => status_label(status)).increment(1);
+}
+
+/// The statuses that the gateway answers with.
+fn status_label(status: u16) -> &'static str {
+    match status {
+        200 => "200",
+        201 => "201",
+        202 => "202",
+        204 => "204",
+        400 => "400",
+        401 => "401",
+        403 => "403",
+        404 => "404",
+        405 => "405",
+        408 => "408",
+        409 => "409",
+        413 => "413",
+        415 => "415",
+        422 => "422",
+        429 => "429",
+        500 => "500",
+        502 => "502",
+        503 => "503",
+        504 => "504",
+        _ => "other",
+    }
+}
+
 /// A credential was judged by this source, and was good or failed.
 pub fn authenticated(source: Source, failure: Option<&Failure>) {
     let result = failure.map_or(GOOD, Failure::name);
@@ -560,7 +596,15 @@ fn describe() {
     );
     describe_counter!(
         "tidegate_configuration_reloads_total",
-        "Signals to read the configuration again, by result: applied or refused."
+        "Wishes to read the configuration again, by result: applied or refused."
+    );
+    describe_counter!(
+        "tidegate_admin_requests_total",
+        "Requests to the admin API, by route and by the HTTP status of the answer."
+    );
+    describe_counter!(
+        "tidegate_http_publishes_total",
+        "Publishes over HTTP on the listener for browsers, by the HTTP status of the answer."
     );
     describe_counter!(
         "tidegate_authentications_total",

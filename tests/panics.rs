@@ -11,9 +11,10 @@ use futures_util::{Sink, Stream};
 use tidegate::audit::Audit;
 use tidegate::auth::{self, Judge};
 use tidegate::broker::{self, Broker};
+use tidegate::log::Log;
 use tidegate::overload::Overload;
 use tidegate::session::{
-    Arrival, Context, Doors, Entrance, Inbound, Lobby, Outbound, Pass, Quotas, Roster, Settings, Socket,
+    Arrival, Context, Doors, Entrance, Inbound, Lobby, Outbound, Pass, Quotas, Reloads, Roster, Settings, Socket,
 };
 use tidegate::shutdown::Drain;
 use tidegate::wire::Close;
@@ -96,6 +97,9 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
         closing,
         drain,
         overload: Overload::new(Duration::from_secs(3600)),
+        revoked: Arc::default(),
+        reloads: Reloads::default(),
+        log: Log::default(),
         audit: Audit::default(),
         quotas: Quotas::default(),
     });

@@ -1,5 +1,6 @@
 //! Who a session is, and how that was shown.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use secrecy::SecretString;
@@ -98,9 +99,10 @@ impl Identity {
     }
 }
 
-/// A list of names as an identity keeps it.
+/// A list of names as an identity keeps it: each once, as every request looks through all of them.
 pub fn names<N: AsRef<str>>(names: &[N]) -> Box<[Box<str>]> {
-    names.iter().map(|name| name.as_ref().into()).collect()
+    let mut kept = HashSet::new();
+    names.iter().map(AsRef::as_ref).filter(|name| kept.insert(*name)).map(Into::into).collect()
 }
 
 /// What a token says of its bearer, as far as a placeholder could take it.
@@ -201,6 +203,11 @@ mod tests {
         ] {
             assert_eq!(is_name(text), is_one, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_name_is_kept_once_and_in_its_place() {
+        assert_eq!(*names(&["b", "a", "b", "c", "a"]), ["b", "a", "c"].map(Into::into));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Who is shut out for a time, however good the credential is.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -20,6 +21,28 @@ pub enum Subject {
     TokenId(Box<str>),
     /// A device, by its client identifier, whoever connects as it.
     Device(Box<str>),
+}
+
+impl Subject {
+    /// Whether this identity is meant, or the device that it connects as; whoever has no identity may be a device.
+    pub fn is(&self, identity: Option<&Identity>, client_id: &str) -> bool {
+        let identity = |name: fn(&Identity) -> Option<&str>| identity.and_then(name);
+        match self {
+            Subject::User(user) => identity(|identity| identity.user.as_deref()) == Some(user),
+            Subject::TokenId(id) => identity(|identity| identity.token_id.as_deref()) == Some(id),
+            Subject::Device(device) => **device == *client_id,
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Subject::User(name) => write!(f, "the user {name}"),
+            Subject::TokenId(name) => write!(f, "the token {name}"),
+            Subject::Device(name) => write!(f, "the device {name}"),
+        }
+    }
 }
 
 /// Somebody is shut out until some time.
@@ -107,6 +130,25 @@ mod tests {
 
     fn user(name: &str) -> Subject {
         Subject::User(name.into())
+    }
+
+    #[test]
+    fn a_subject_is_whoever_the_revocation_shuts_out() {
+        let identity = identity(Some("anna"), Some("t1"));
+        let name = |name: &str| -> Box<str> { name.into() };
+        for (subject, is_it) in [
+            (user("anna"), true),
+            (user("t1"), false),
+            (Subject::TokenId(name("t1")), true),
+            (Subject::TokenId(name("anna")), false),
+            (Subject::Device(name("c1")), true),
+            (Subject::Device(name("anna")), false),
+        ] {
+            assert_eq!(subject.is(Some(&identity), "c1"), is_it, "{subject}");
+            let judged = revocations([subject.clone()]).judge(&identity, Some("c1"), NOW);
+            assert_eq!(judged.is_some(), is_it, "{subject}");
+            assert_eq!(subject.is(None, "c1"), subject == Subject::Device(name("c1")), "{subject}");
+        }
     }
 
     fn revocations(all: impl IntoIterator<Item = Subject>) -> Revocations {

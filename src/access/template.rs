@@ -73,7 +73,8 @@ impl Template {
         }
         // What stands for a name is escaped, so that it never holds what is between two.
         let are_apart = self.parts.windows(2).all(|pair| matches!(pair, [Part::Text(_), _] | [_, Part::Text(_)]));
-        let divides = |part: &Part| !matches!(part, Part::Text(text) if text.chars().all(is_kept));
+        let stands_in_names = |char| is_kept(char) || char == '%';
+        let divides = |part: &Part| !matches!(part, Part::Text(text) if text.chars().all(stands_in_names));
         if !are_apart
             || !self.parts.iter().enumerate().all(|(at, part)| at == 0 || at + 1 == self.parts.len() || divides(part))
         {
@@ -208,8 +209,17 @@ mod tests {
         {
             assert_eq!(template(text).check_client_id(), Ok(()), "{text}");
         }
-        for text in ["{clientId}", "{user}", "{user}{clientId}", "{user}-{clientId}", "{user}:{clientId}:{token}", "x"]
-        {
+        for text in [
+            "{clientId}",
+            "{user}",
+            "{user}{clientId}",
+            "{user}-{clientId}",
+            // `a` with `25%` would come to the same as `a%` with `25`.
+            "{user}%{clientId}",
+            "{user}-%2d{clientId}",
+            "{user}:{clientId}:{token}",
+            "x",
+        ] {
             assert!(template(text).check_client_id().is_err(), "{text}");
         }
     }

@@ -27,7 +27,7 @@ pub struct Config {
     pub cookie: Option<String>,
     /// Whether a token is taken from the query of the WebSocket's URL.
     pub query_token: bool,
-    /// Whether a session may ask for fewer rights than its credential gives it.
+    /// Whether a subscription that is allowed in part is made, and brings that part.
     pub narrow: bool,
     /// The longest token, and the longest password, in bytes; a longer one is refused unread.
     #[serde(deserialize_with = "units::count")]
@@ -341,10 +341,6 @@ impl Jwt {
             (Some(_), None) => Err(format!(
                 "auth.jwt.algorithms has {}, which needs a public key: set auth.jwt.public_key_file or auth.jwt.jwks_url \
                  in place of the secret, or use HS256",
-                algorithm.name()
-            )),
-            (Some(secret), Some(least)) if secret.expose_secret().len() < least => Err(format!(
-                "auth.jwt.secret is shorter than {least} bytes, the least for {}: use a longer one, made by chance",
                 algorithm.name()
             )),
             (Some(_), Some(_)) | (None, None) => Ok(()),

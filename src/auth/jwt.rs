@@ -13,6 +13,7 @@ use std::fs;
 use std::time::Instant;
 
 use secrecy::ExposeSecret;
+use tracing::warn;
 
 pub use self::algorithm::Algorithm;
 use self::claims::Rules;
@@ -37,12 +38,23 @@ enum Keys {
     Fetched(Jwks),
 }
 
+/// The least length of a secret for these algorithms, in bytes, if it is shorter.
+fn too_short(secret: &[u8], algorithms: &[Algorithm]) -> Option<usize> {
+    algorithms.iter().filter_map(|algorithm| algorithm.min_secret()).max().filter(|least| secret.len() < *least)
+}
+
 impl Jwt {
     /// Reads the keys; those of the issuer are not fetched yet. What `old` has fetched from the same place is kept.
     pub fn new(config: &config::Jwt, old: Option<&Jwt>) -> Result<Jwt, StartError> {
         let keys = match (&config.secret, &config.public_key_file, &config.jwks_url) {
             (Some(secret), _, _) => {
                 let bytes = secret.expose_secret().as_bytes().to_vec();
+                if let Some(least) = too_short(&bytes, &config.algorithms) {
+                    warn!(
+                        least,
+                        "auth.jwt.secret is so short that it could be guessed (RFC 7518 section 3.2): use a longer one"
+                    );
+                }
                 Keys::Fixed(vec![Key::secret(bytes.into(), &config.algorithms)])
             }
             (None, Some(path), _) => {

@@ -163,6 +163,15 @@ async fn a_token_that_is_not_signed_is_refused_however_it_says_so() {
     }
 }
 
+#[test]
+fn a_secret_that_is_shorter_than_its_hash_is_told() {
+    for (algorithm, least) in [(Algorithm::Hs256, 32), (Algorithm::Hs384, 48), (Algorithm::Hs512, 64)] {
+        assert_eq!(too_short(&vec![b's'; least - 1], &[algorithm]), Some(least));
+        assert_eq!(too_short(&vec![b's'; least], &[algorithm]), None);
+    }
+    assert_eq!(too_short(&[b's'; 40], &[Algorithm::Hs256, Algorithm::Hs384]), Some(48), "the longest counts");
+}
+
 #[tokio::test]
 async fn a_public_key_is_no_secret() {
     let issuer = Issuer::new(Algorithm::Rs256, None);

@@ -23,7 +23,22 @@ pub struct Revoked {
 impl Revoked {
     /// Reads the revocations that were kept, and shows that they can be kept again. Waits for the disk.
     pub fn open(config: &Config) -> Result<Arc<Revoked>, StartError> {
-        let Some(path) = config.revocations.clone() else { return Ok(Arc::default()) };
+        let revoked = Revoked::read(config)?;
+        if let Some(path) = &revoked.path {
+            let why = |error| format!("can't be written: {error}");
+            let told = |error| StartError::File { setting: "auth.revocations", path: path.clone(), why: why(error) };
+            revoked.keep().map_err(told)?;
+        }
+        Ok(Arc::new(revoked))
+    }
+
+    /// Reads the revocations that were kept, beside a gateway that may be keeping more: nothing is written.
+    pub fn look(config: &Config) -> Result<Arc<Revoked>, StartError> {
+        Ok(Arc::new(Revoked { path: None, ..Revoked::read(config)? }))
+    }
+
+    fn read(config: &Config) -> Result<Revoked, StartError> {
+        let Some(path) = config.revocations.clone() else { return Ok(Revoked::default()) };
         let told = |why: String| StartError::File { setting: "auth.revocations", path: path.clone(), why };
         let mut revocations = Revocations::default();
         for revocation in read(&path).map_err(told)? {
@@ -32,10 +47,7 @@ impl Revoked {
                 Err(why @ (NotTaken::Name | NotTaken::Full)) => return Err(told(format!("is broken: {why}"))),
             }
         }
-        let revoked =
-            Revoked { path: Some(path.clone()), revocations: Mutex::new(revocations), writing: Mutex::new(()) };
-        revoked.keep().map_err(|error| told(format!("can't be written: {error}")))?;
-        Ok(Arc::new(revoked))
+        Ok(Revoked { path: Some(path), revocations: Mutex::new(revocations), writing: Mutex::new(()) })
     }
 
     /// Shuts somebody out. It holds at once; an error of another kind than [`io::ErrorKind::InvalidInput`] says that it holds, but not over
@@ -136,6 +148,18 @@ mod tests {
         assert!(again.remove(&user("anna", 0).subject).expect("kept"));
         assert!(!again.remove(&user("anna", 0).subject).expect("kept"));
         assert_eq!(Revoked::open(&config).expect("opened").list(), []);
+    }
+
+    #[test]
+    fn whoever_only_looks_writes_nothing() {
+        let folder = TempDir::new().expect("a folder");
+        let path = folder.path().join("revocations.json");
+        let looking = Revoked::look(&config(&path)).expect("read");
+        assert!(!path.exists());
+        Revoked::open(&config(&path)).expect("opened").add(user("anna", FAR)).expect("kept");
+        assert_eq!(looking.list(), []);
+        looking.add(user("bob", FAR)).expect("taken");
+        assert_eq!(Revoked::look(&config(&path)).expect("read").list(), [user("anna", FAR)]);
     }
 
     #[test]

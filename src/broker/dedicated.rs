@@ -282,10 +282,12 @@ impl Dedicated {
             clean_start: self.opening.clean && !self.is_connected_once(),
             session_expiry: if self.opening.clean { grace } else { self.opening.session_expiry.max(grace) },
             // The embedded broker lives and dies with this process, so a will of its own is never needed.
-            will: self.opening.will.clone().filter(|_| !self.setup.is_embedded()).map(|mut will| {
-                will.delay = will.delay.max(grace);
-                will
-            }),
+            will: self.opening.will.clone().filter(|_| !self.setup.is_embedded() && !self.is_will_void).map(
+                |mut will| {
+                    will.delay = will.delay.max(grace);
+                    will
+                },
+            ),
             credentials: self.opening.credentials.clone(),
         }
     }
@@ -351,7 +353,7 @@ impl Dedicated {
             self.write_due(connection);
             if self.is_abandoned {
                 // A broker that was not told keeps the will, and publishes it.
-                let keeps_will = self.end.as_ref().is_none_or(|end| end.close.fires_will() && self.is_ready);
+                let keeps_will = self.end.as_ref().is_none_or(|end| self.fires_will(end) && self.is_ready);
                 return if keeps_will { Ok(()) } else { self.leave(connection).await };
             }
             if self.is_leaving(connection) {
@@ -606,6 +608,7 @@ impl Dedicated {
         if let Some(renewal) = self.downlink.take_renewal() {
             self.opening.credentials = renewal.credentials;
             self.judge_anew(renewal.rights);
+            self.downlink.judged();
         }
         for receipt in self.downlink.take_confirmations() {
             self.incoming.confirm(receipt);

@@ -159,6 +159,8 @@ struct State {
     /// Where frames go at once while the session has nothing else to write.
     direct: Option<Arc<dyn Direct>>,
     is_idle: bool,
+    /// What it may do has changed and the link has not judged by that: nothing is delivered meanwhile.
+    is_judging: bool,
     phase: Phase,
     events: VecDeque<Event>,
     outbox: Outbox,
@@ -220,7 +222,11 @@ impl State {
 
     /// What comes now may go out at once: nothing waits that would have to go before it.
     fn is_free(&self) -> bool {
-        self.is_idle && self.phase == Phase::Open && self.outbox.is_empty() && self.events.is_empty()
+        self.is_idle
+            && !self.is_judging
+            && self.phase == Phase::Open
+            && self.outbox.is_empty()
+            && self.events.is_empty()
     }
 
     /// Writes frames at once, if nothing has to go before them and the network takes anything.
@@ -501,6 +507,7 @@ impl Downlink {
         state.events.push_back(Event::Moved(Box::new(link)));
         state.successor = Some(successor.clone());
         let (ended_by, taken_over, renewal) = (state.ended_by, state.taken_over, state.renewal.take());
+        state.is_judging = false;
         drop(state);
         self.to_session.raise();
         if let Some(renewal) = renewal {
@@ -537,7 +544,7 @@ impl Downlink {
         self.to_link.raise();
     }
 
-    /// Session: it may do that from now on; the link tells what has ended by it.
+    /// Session: it may do that from now on; the link tells what has ended by it. Until it has judged that, nothing is delivered.
     pub fn renew(&self, renewal: Renewal) {
         let mut state = self.lock();
         if let Some(successor) = state.successor.clone() {
@@ -545,6 +552,7 @@ impl Downlink {
             return successor.renew(renewal);
         }
         state.renewal = Some(Box::new(renewal));
+        state.is_judging = true;
         drop(state);
         self.to_link.raise();
     }
@@ -552,6 +560,14 @@ impl Downlink {
     /// Link: what the session may do from now on, where that has changed.
     pub fn take_renewal(&self) -> Option<Box<Renewal>> {
         self.lock().renewal.take()
+    }
+
+    /// Link: nothing waits any more that the session may not have, as far as it was renewed.
+    pub fn judged(&self) {
+        let mut state = self.lock();
+        state.is_judging = state.renewal.is_some();
+        drop(state);
+        self.to_session.raise();
     }
 
     /// Link: what the session has confirmed since this was last asked.
@@ -613,6 +629,7 @@ impl Downlink {
         } else if state.is_held || state.outbox.is_full(&bound) {
             state.outbox.relieve(&bound);
         }
+        let bytes = bytes.filter(|_| !state.is_judging);
         let before = state.outbox.bytes();
         let rest = std::mem::take(&mut state.rest);
         let deliveries = bytes.map_or_else(Vec::new, |bytes| state.outbox.take(bytes.min(left.max(LEAST_TAKEN)), now));
@@ -780,6 +797,27 @@ mod tests {
         assert_eq!(ours.take(Some(usize::MAX), Instant::now()).deliveries.len(), 1);
         assert!(ours.to_link.raised().now_or_never().is_some());
         assert!(ours.may_read(0));
+    }
+
+    #[test]
+    fn nothing_is_delivered_until_the_link_has_judged_by_the_latest_rights() {
+        let [downlink] = downlinks(1024 * KIB);
+        open(&downlink);
+        let renewal = || Renewal { rights: None, credentials: None };
+        downlink.offer(smallvec![delivery(10)]);
+        downlink.renew(renewal());
+        downlink.tell(Event::Up { session_present: true });
+        let taken = take(&downlink);
+        assert_eq!((taken.deliveries.len(), taken.events.len()), (0, 1), "what happened is told all the same");
+        downlink.take_renewal();
+        downlink.renew(renewal());
+        downlink.judged();
+        assert_eq!(take(&downlink).deliveries.len(), 0, "there are newer ones");
+        downlink.take_renewal();
+        let _ = downlink.to_session.raised().now_or_never();
+        downlink.judged();
+        assert!(downlink.to_session.raised().now_or_never().is_some());
+        assert_eq!(take(&downlink).deliveries.len(), 1);
     }
 
     #[test]

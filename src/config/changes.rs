@@ -28,6 +28,7 @@ impl Config {
         // A new section has to say here which it is.
         let next = Config {
             http: http::Config { allowed_origins: new.http.allowed_origins, ..self.http.clone() },
+            admin: new.admin,
             tls: self.tls.replaced_by(new.tls),
             connections: new.connections,
             auth: new.auth,

@@ -200,7 +200,7 @@ tidegate.toml, line 5, column 10: log.format: unknown variant `xml`, expected `t
                 "line 2, column 1",
                 "unknown field `hots`, expected one of `url`, `upstream`, `connections`, `username`",
             ),
-            ("[brokr]\nurl = 1", "line 1, column 2", "expected one of `http`, `tls`, `connections`, `auth`, `broker`"),
+            ("[brokr]\nurl = 1", "line 1, column 2", "expected one of `http`, `admin`, `tls`, `connections`"),
             ("listen = 1", "line 1, column 1", "a section is written [listen]"),
             ("broker = [\"embedded\"]", "line 1, column 1", "a section is written [broker]"),
             ("[[broker]]", "line 1, column 3", "a section is written [broker]"),

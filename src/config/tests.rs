@@ -98,6 +98,7 @@ fn a_wrong_value_is_told_with_the_place_it_came_from() {
             ("TIDEGATE_RUNTIME__WORKER_THREADS", "1025"),
             "runtime.worker_threads is 1025: more than there are processors",
         ),
+        (Flags::default(), ("TIDEGATE_ADMIN__TOKEN", "guess me"), "admin.token has less than 16 bytes"),
         (Flags::default(), ("TIDEGATE_HTTP__LISTEN", "127.0.0.1:9464"), "http.admin_listen are both 127.0.0.1:9464"),
     ] {
         let refusal = house.load(flags, &[environment]).unwrap_err();
@@ -224,6 +225,7 @@ fn full() -> Config {
     let roles = BTreeMap::from([("viewer".to_owned(), role)]);
     let groups = BTreeMap::from([("pumps".to_owned(), access::GroupConfig { devices: vec!["pump-1".into()] })]);
     let audit = audit::Config { log: file(), keep: NonZeroUsize::new(1), ..audit::Config::default() };
+    let admin = http::AdminConfig { token: secret(), token_file: file() };
     let tls = http::TlsConfig {
         certificate_file: file(),
         key: secret(),
@@ -232,7 +234,7 @@ fn full() -> Config {
         crl_file: file(),
         ..http::TlsConfig::default()
     };
-    Config { tls, auth, broker, session, shutdown, runtime, audit, roles, groups, ..Config::default() }
+    Config { admin, tls, auth, broker, session, shutdown, runtime, audit, roles, groups, ..Config::default() }
 }
 
 #[test]
@@ -314,6 +316,7 @@ fn a_secret_that_changes_is_told_and_not_shown() {
     for known in every_setting().filter(simple) {
         let (section, key) = (known.path[0], known.key());
         let others = match (section, key) {
+            ("admin", _) => "[admin]\n",
             ("tls", _) => "[tls]\ncertificate_file = \"certificate\"\n",
             (_, "client_key") => "[broker]\nurl = \"mqtts://b\"\nclient_certificate_file = \"certificate\"\n",
             (_, _) => "[broker]\n",
@@ -322,7 +325,7 @@ fn a_secret_that_changes_is_told_and_not_shown() {
             let house = House::new(&format!("{others}{key} = \"{secret}\"")).with("certificate", "public");
             house.load(Flags::default(), &[]).unwrap()
         };
-        let (old, mut new) = (with(SECRET), with("hunter-27182"));
+        let (old, mut new) = (with("hunter-31415-hunter"), with("hunter-27182-hunter"));
         new.broker.client_certificate_file.clone_from(&old.broker.client_certificate_file);
         new.tls.certificate_file.clone_from(&old.tls.certificate_file);
         let (_, changes) = old.replaced_by(new);
@@ -330,7 +333,7 @@ fn a_secret_that_changes_is_told_and_not_shown() {
             setting: known.name(),
             from: "***".to_owned(),
             to: "***".to_owned(),
-            needs_restart: section != "tls",
+            needs_restart: !["admin", "tls"].contains(&section),
         };
         assert_eq!(changes, [change]);
     }

@@ -19,7 +19,8 @@ pub struct Config {
     /// Where browsers connect: the console at `/`, the WebSocket at `/ws`, and `/healthz` and `/readyz`.
     #[serde(deserialize_with = "units::address")]
     pub listen: SocketAddr,
-    /// Where operators look: `/metrics`, `/healthz` and `/readyz`. It asks for no credentials, so keep it private.
+    /// Where operators look: `/metrics`, `/healthz` and `/readyz`, for which it asks no credentials, so keep it private; and the admin
+    /// API, for which see `[admin]`.
     #[serde(deserialize_with = "units::address")]
     pub admin_listen: SocketAddr,
     /// How long the head of a request may take, and how long a connection may be idle between two requests.

@@ -92,13 +92,13 @@ pub async fn echo(State(context): State<Arc<Context>>, handshake: Handshake) -> 
 }
 
 /// Whose page asks, if one does.
-fn page(headers: &HeaderMap, allowed: &[Origin]) -> Page {
+pub fn page(headers: &HeaderMap, allowed: &[Origin]) -> Page {
     let origins = headers.get_all(header::ORIGIN).iter().map(|origin| origin.as_bytes());
     Page::of(origins, headers.get(header::HOST).and_then(|host| host.to_str().ok()), allowed)
 }
 
 /// Whom the request comes from, behind the proxies that are trusted.
-fn client(peer: &Peer, headers: &HeaderMap, trusted_proxies: &[Network]) -> IpAddr {
+pub fn client(peer: &Peer, headers: &HeaderMap, trusted_proxies: &[Network]) -> IpAddr {
     // What is no text is no address either.
     let values = headers.get_all("x-forwarded-for").iter().rev().map(|value| value.to_str().unwrap_or_default());
     addresses::client(peer.address, values.flat_map(|value| value.rsplit(',')), trusted_proxies)

@@ -19,7 +19,7 @@ use super::socket::Socket;
 use super::state::{InvalidFrames, judge_levels};
 use crate::access::{Credential, Failure, Identity, Reason, Rights, Source};
 use crate::audit::{Event, Request};
-use crate::auth::{Judge, Visitor};
+use crate::auth::Visitor;
 use crate::wire::{Auth, Close, Code, Login, MsgId, Refusal, Reply, Secret};
 
 /// A credential that came with the handshake.
@@ -277,19 +277,22 @@ pub struct Renewing {
     pub token: Option<SecretString>,
     /// What is judged.
     pub credential: Arc<Credential>,
+    /// By what the configuration was when it came.
+    pub settings: Arc<Settings>,
     judging: Pin<Box<dyn Future<Output = Result<Identity, Failure>> + Send>>,
 }
 
 impl Renewing {
     /// Begins to judge, for as long as that may take.
     pub fn begin(
-        judge: Judge,
+        settings: Arc<Settings>,
         credential: Credential,
         visitor: Visitor,
         msgid: Option<MsgId>,
         patience: Duration,
     ) -> Renewing {
         let token = token_of(&credential);
+        let judge = settings.judge.clone();
         let until = Instant::now() + patience;
         let credential = Arc::new(credential);
         let judged = credential.clone();
@@ -299,7 +302,7 @@ impl Renewing {
                 Err(Failure::Unavailable(why.to_owned()))
             })
         });
-        Renewing { msgid, token, credential, judging }
+        Renewing { msgid, token, credential, settings, judging }
     }
 
     /// Resolves when it is judged. Safe to drop half-way.

@@ -19,6 +19,8 @@ pub struct Quotas(Mutex<Users>);
 #[derive(Debug, Default)]
 struct Users {
     by_name: HashMap<Box<str>, Weak<Quota>>,
+    /// Of those who publish without a session, until nothing of it is spent.
+    kept: HashMap<Box<str>, Arc<Quota>>,
     /// With so many, those who have gone are looked for.
     look_at: usize,
 }
@@ -38,7 +40,11 @@ impl Quotas {
     /// One more session of this user, if it may have so many; the error says how many those are.
     pub fn enter(&self, user: &str, most: Option<NonZeroUsize>) -> Result<Arc<Quota>, NonZeroUsize> {
         let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(quota) = users.by_name.get(user).and_then(Weak::upgrade) {
+        // What is kept without a session is none. The new session keeps it from now on.
+        let kept = users.kept.remove(user);
+        let quota = users.by_name.get(user).and_then(Weak::upgrade);
+        drop(kept);
+        if let Some(quota) = quota {
             // This look at it is one more than there are sessions.
             let sessions = Arc::strong_count(&quota) - 1;
             return match most {
@@ -53,6 +59,24 @@ impl Quotas {
         let quota = Arc::<Quota>::default();
         users.by_name.insert(user.into(), Arc::downgrade(&quota));
         Ok(quota)
+    }
+
+    /// Takes a publish of so many bytes, without a session, out of what this user is allowed with all that it has.
+    pub fn publish(&self, user: &str, allowance: &Allowance, bytes: usize, now: Instant) -> Result<(), Refusal> {
+        if *allowance == Allowance::default() {
+            return Ok(());
+        }
+        let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(quota) = users.by_name.get(user).and_then(Weak::upgrade) {
+            return quota.publish(allowance, bytes, now);
+        }
+        if users.kept.len() >= FEW {
+            users.kept.retain(|_, quota| !quota.lock().is_unspent(now));
+            users.by_name.retain(|_, quota| quota.strong_count() > 0);
+        }
+        let quota = Arc::<Quota>::default();
+        users.by_name.insert(user.into(), Arc::downgrade(&quota));
+        users.kept.entry(user.into()).insert_entry(quota).get().publish(allowance, bytes, now)
     }
 }
 
@@ -82,6 +106,11 @@ impl Quota {
 }
 
 impl Spent {
+    /// All that is allowed at one time is there.
+    fn is_unspent(&self, now: Instant) -> bool {
+        [&self.publishes, &self.bytes].into_iter().flatten().all(|rate| rate.is_full(now))
+    }
+
     /// The roles of a user may have changed.
     fn follow(&mut self, allowance: &Allowance) {
         if self.allowance != *allowance {
@@ -139,6 +168,36 @@ mod tests {
         assert!(quota.publish(&most, 1000, now + SECOND).is_ok(), "larger than a second's worth, it goes all the same");
         assert!(quota.publish(&most, 1, now + 5 * SECOND).is_err());
         assert!(quota.publish(&most, 1, now + 12 * SECOND).is_ok());
+    }
+
+    #[test]
+    fn what_is_published_without_a_session_counts_and_makes_none() {
+        let (quotas, now, two) = (Quotas::default(), Instant::now(), allowance(2, 0));
+        assert!(quotas.publish("anna", &two, 1, now).is_ok());
+        let session = quotas.enter("anna", NonZeroUsize::new(1)).expect("it is the only one");
+        assert!(session.publish(&two, 1, now).is_ok());
+        assert!(quotas.publish("anna", &two, 1, now).is_err(), "it has spent all");
+        assert!(quotas.enter("anna", NonZeroUsize::new(1)).is_err(), "it has a session");
+        drop(session);
+        assert!(quotas.enter("anna", NonZeroUsize::new(1)).is_ok(), "it has none any more");
+        for _ in 0..2 {
+            assert!(quotas.publish("bob", &two, 1, now).is_ok());
+        }
+        assert!(quotas.publish("bob", &two, 1, now).is_err());
+        assert!(quotas.publish("carl", &Allowance::default(), 1, now).is_ok(), "without a limit there is none");
+    }
+
+    #[test]
+    fn those_who_published_without_a_session_are_forgotten_when_nothing_is_spent() {
+        let (quotas, now, two) = (Quotas::default(), Instant::now(), allowance(2, 0));
+        let kept = || quotas.0.lock().expect("nobody panics").kept.len();
+        for number in 0..FEW {
+            assert!(quotas.publish(&number.to_string(), &two, 1, now).is_ok());
+        }
+        assert!(quotas.publish("anna", &two, 1, now).is_ok());
+        assert_eq!(kept(), FEW + 1);
+        assert!(quotas.publish("bob", &two, 1, now + SECOND).is_ok());
+        assert_eq!(kept(), 1);
     }
 
     #[test]

@@ -58,6 +58,7 @@ pub struct Visitor {
     pub vouching: Option<Vouching>,
     is_summoned: AtomicBool,
     summons: Mutex<Option<Summons>>,
+    has_left: AtomicBool,
 }
 
 /// What a session is told from outside.
@@ -93,12 +94,22 @@ impl Visitor {
             vouching,
             is_summoned: AtomicBool::new(false),
             summons: Mutex::default(),
+            has_left: AtomicBool::new(false),
         })
     }
 
     /// The name of the connection, as its client and the logs have it.
     pub fn session(&self) -> String {
         format!("{:016x}", self.session_id)
+    }
+
+    /// The session has ended, whatever its link has left to do.
+    pub fn leave(&self) {
+        self.has_left.store(true, Ordering::Release);
+    }
+
+    fn is_here(&self) -> bool {
+        !self.has_left.load(Ordering::Acquire)
     }
 
     /// Tells it something. That it has to go is not taken back by anything that comes later.
@@ -168,7 +179,7 @@ impl Roster {
 
     /// All who are here now.
     pub fn visitors(&self) -> Vec<Arc<Visitor>> {
-        self.lock().by_client.values().map(|seat| seat.visitor.clone()).collect()
+        self.lock().by_client.values().map(|seat| seat.visitor.clone()).filter(|visitor| visitor.is_here()).collect()
     }
 
     /// How many of them belong to this user.
@@ -182,7 +193,7 @@ impl Roster {
     /// Tells something to each session of which this holds, and says how many those are.
     pub fn summon(&self, is_meant: impl Fn(&Visitor) -> bool, summons: impl Fn() -> Summons) -> usize {
         let seats = self.lock();
-        let meant = seats.by_client.values().filter(|seat| is_meant(&seat.visitor));
+        let meant = seats.by_client.values().filter(|seat| seat.visitor.is_here() && is_meant(&seat.visitor));
         meant
             .map(|seat| {
                 seat.visitor.summon(summons());

@@ -23,15 +23,17 @@ use super::guard::{self, Greeting, Presented, Renewing, Vouching, another_user, 
 use super::queue::enter;
 use super::quota::{Quota, Quotas};
 use super::rates::Rates;
+use super::reloads::Reloads;
 use super::roster::{Place, Summons, Visitor};
 use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, State};
 use super::{Config, Roster};
 use crate::access::{Credential, Failure, Identity, Origin, Policy, Reason, Rights};
 use crate::audit::{Audit, Event as Recorded, Request};
-use crate::auth::{self, Judge};
+use crate::auth::{self, Judge, Revoked};
 use crate::broker::{Broker, Command, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal, Rest};
 use crate::delivery::{self, Form};
+use crate::log::Log;
 use crate::metrics;
 use crate::mqtt::Message;
 use crate::mqtt::inflight::Receipt;
@@ -50,6 +52,8 @@ const CLOSING: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(8);
 /// How long a draining gateway waits for the browser's answer to that: it tells that all before it was read.
 const ECHO: Duration = Duration::from_secs(1);
+/// How long a client is asked to stay away whose session an operator has ended.
+const KICKED_FOR: Duration = Duration::from_secs(1);
 /// Pings without a sign of life that end a session.
 const MISSED_HEARTBEATS: u32 = 3;
 /// A browser that takes nothing for so long, with its outbox full, has stalled.
@@ -79,6 +83,12 @@ pub struct Context {
     pub overload: Overload,
     /// What each user has done of late.
     pub quotas: Quotas,
+    /// Who is shut out.
+    pub revoked: Arc<Revoked>,
+    /// Those who wait for the configuration to be read again.
+    pub reloads: Reloads,
+    /// How much the process tells of itself.
+    pub log: Log,
     /// Where is recorded what sessions do.
     pub audit: Audit,
 }
@@ -180,6 +190,10 @@ async fn serve<S: Socket>(
         peer.reply(Reply::refused(Refusal::new(wire::Code::NotAuthenticated, message), None));
         Close::AuthenticationFailed
     })?;
+    if let Some(refusal) = context.shut_out(identity, &client_id) {
+        peer.reply(Reply::refused(refusal, None));
+        return Err(Close::AuthenticationFailed);
+    }
     let visitor = Visitor::new(number, arrival.client, &client_id, rights.clone(), arrival.vouching.take());
     let opening = Opening {
         client_id: broker_id,
@@ -199,6 +213,7 @@ async fn serve<S: Socket>(
     if !Arc::ptr_eq(&context.settings.load(), settings) {
         visitor.summon(Summons::Judge);
     }
+    visitor.judge_revocations(context);
     let mut attached = Attached {
         link,
         place: Some(place),
@@ -254,6 +269,7 @@ struct Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let Some(place) = self.place.take() else { return };
+        self.visitor.leave();
         let handle = self.link.handle();
         handle.end(self.close);
         let context = self.context.clone();
@@ -733,15 +749,14 @@ impl<'a, S: Socket> Open<'a, S> {
         };
         let visitor = auth::Visitor { address: self.visitor.address, client_id: Some(rights.client_id().to_owned()) };
         // As the configuration is now, and not as it was when the session began.
-        let judge = self.context.settings.load().judge.clone();
-        self.judged_by = judge.clone();
+        let settings = self.context.settings.load_full();
         let patience = self.settings.session.auth_timeout;
-        self.renewing = Some(Box::new(Renewing::begin(judge, credential, visitor, msgid, patience)));
+        self.renewing = Some(Box::new(Renewing::begin(settings, credential, visitor, msgid, patience)));
     }
 
     fn on_renewed(&mut self, judged: Result<Identity, Failure>) {
         let Some(renewing) = self.renewing.take() else { return };
-        let Renewing { msgid, token, credential, .. } = *renewing;
+        let Renewing { msgid, token, credential, settings, .. } = *renewing;
         let refusal = match (judged, self.visitor.rights.load_full()) {
             (Err(failure), _) => {
                 guard::note_failure(self.context, self.visitor.address, &credential, &failure);
@@ -761,9 +776,16 @@ impl<'a, S: Socket> Open<'a, S> {
                         self.peer.reply(auth_response(msgid, expires_in));
                         let session = &self.visitor.session();
                         self.context.audit.record(&Recorded::Renewed { session, identity: &identity });
-                        let policy = self.context.settings.load().policy.clone();
-                        let rights = Rights::new(policy, identity, rights.client_id());
-                        return self.set_rights(Some(Arc::new(rights)), credentials);
+                        let now = self.context.settings.load();
+                        let rights = Rights::new(now.policy.clone(), identity, rights.client_id());
+                        self.judged_by = settings.judge.clone();
+                        if !Arc::ptr_eq(&now, &settings) {
+                            // Whoever let it in may not be there any more.
+                            self.visitor.summon(Summons::Judge);
+                        }
+                        self.set_rights(Some(Arc::new(rights)), credentials);
+                        // One that was made since the token was judged may have missed it.
+                        return self.visitor.judge_revocations(self.context);
                     }
                 }
             }
@@ -1015,6 +1037,10 @@ impl<S: Socket> Peer<S> {
         if close == Close::Drain {
             let reconnect_after = drain.absence().as_millis() as u64;
             self.reply(Reply::Bye { reason: "drain", reconnect_after });
+        }
+        if close == Close::Kicked {
+            let reconnect_after = KICKED_FOR.as_millis() as u64;
+            self.reply(Reply::Bye { reason: "kick", reconnect_after });
         }
         if close.is_told() {
             self.writing.push(Outbound::Close(close));

@@ -343,16 +343,17 @@ impl State {
                 let topics = vec![TopicResult::refused(filter.as_str(), refusal)];
                 vec![Effect::Reply(Reply::Unsubscribed { topics, msgid: None })]
             }
-            Event::Judged(ended) if ended.is_empty() => Vec::new(),
-            Event::Judged(ended) => {
+            Event::Judged(mut ended) => {
+                // A session that moves is judged on both ways.
+                ended.retain(|filter| self.filters.remove(filter));
+                if ended.is_empty() {
+                    return Vec::new();
+                }
                 let refusal =
                     Refusal::new(Code::NotAuthorized, "Your rights have changed: this is not allowed any more.");
                 let topics =
                     ended.iter().map(|filter| TopicResult::refused(filter.as_str(), refusal.clone())).collect();
-                for filter in ended {
-                    self.filters.remove(&filter);
-                    self.renewed.push(filter);
-                }
+                self.renewed.extend(ended);
                 vec![Effect::Reply(Reply::Unsubscribed { topics, msgid: None })]
             }
             Event::Ended(close, refusal) => {

@@ -4,7 +4,7 @@ mod decode;
 mod encode;
 mod fields;
 
-pub use decode::decode;
+pub use decode::{decode, decode_message, filter, topic};
 pub use encode::{BatchText, HEAD_AT, delivery, head, is_json, patched, reply};
 pub use fields::Fields;
 

@@ -159,6 +159,8 @@ pub enum Close {
     Lost,
     /// The gateway drains.
     Drain,
+    /// An operator ended the session; its client may come again.
+    Kicked,
     /// The client broke RFC 6455.
     ProtocolError,
     /// A binary frame on a text session, or the reverse.
@@ -193,10 +195,11 @@ pub enum Close {
 
 impl Close {
     /// All of them.
-    pub const ALL: [Close; 18] = [
+    pub const ALL: [Close; 19] = [
         Close::ByClient,
         Close::Lost,
         Close::Drain,
+        Close::Kicked,
         Close::ProtocolError,
         Close::WrongKind,
         Close::InvalidUtf8,
@@ -225,6 +228,7 @@ impl Close {
             Close::InvalidUtf8 => 1007,
             Close::FrameTooLarge => 1009,
             Close::Fault => 1011,
+            Close::Kicked => 1012,
             Close::Heartbeat => 4001,
             Close::SlowConsumer => 4008,
             Close::TakenOver => 4009,
@@ -247,6 +251,7 @@ impl Close {
             Close::InvalidUtf8 => "1007",
             Close::FrameTooLarge => "1009",
             Close::Fault => "1011",
+            Close::Kicked => "1012",
             Close::Heartbeat => "4001",
             Close::SlowConsumer => "4008",
             Close::TakenOver => "4009",
@@ -264,6 +269,7 @@ impl Close {
             Close::ByClient => "closed by the client",
             Close::Lost => "the connection was lost",
             Close::Drain => "the gateway is going away",
+            Close::Kicked => "ended by an operator; connect again",
             Close::ProtocolError => "WebSocket protocol error",
             Close::WrongKind => "this session speaks text frames only",
             Close::InvalidUtf8 => "a text frame was not UTF-8",
@@ -284,7 +290,7 @@ impl Close {
 
     /// Whether the session's will is published (docs/protocol.md).
     pub fn fires_will(self) -> bool {
-        !matches!(self, Close::ByClient | Close::Drain | Close::TakenOver)
+        !matches!(self, Close::ByClient | Close::Drain | Close::Kicked | Close::TakenOver)
     }
 
     /// Whether the client hears of it by a Close frame of ours.
@@ -308,6 +314,14 @@ mod tests {
         for close in Close::ALL {
             assert_eq!(close.label(), close.code().to_string());
             assert!(close.reason().len() <= 123, "{close}");
+        }
+    }
+
+    #[test]
+    fn a_session_that_was_left_drained_kicked_or_taken_over_has_no_will() {
+        let without = [Close::ByClient, Close::Drain, Close::Kicked, Close::TakenOver];
+        for close in Close::ALL {
+            assert_eq!(close.fires_will(), !without.contains(&close), "{close}");
         }
     }
 

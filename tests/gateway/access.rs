@@ -45,11 +45,11 @@ pub fn token(user: &str, claims: Value) -> String {
     encode(&Header::default(), &all, &EncodingKey::from_secret(SECRET.as_bytes())).expect("signed")
 }
 
-fn operator(user: &str) -> String {
+pub fn operator(user: &str) -> String {
     token(user, json!({"roles": "operator", "site": "north"}))
 }
 
-fn viewer(user: &str) -> String {
+pub fn viewer(user: &str) -> String {
     token(user, json!({"roles": ["viewer"], "site": "north"}))
 }
 
@@ -59,19 +59,19 @@ async fn plant() -> (Mosquitto, Gateway) {
     (mosquitto, gateway)
 }
 
-async fn opened(gateway: &Gateway, token: &str) -> Browser {
+pub async fn opened(gateway: &Gateway, token: &str) -> Browser {
     gateway.open(json!({"token": token})).await.0
 }
 
 /// What becomes of a subscription.
-async fn subscribing(browser: &mut Browser, topic: &str) -> Value {
+pub async fn subscribing(browser: &mut Browser, topic: &str) -> Value {
     let answer = browser.ask(json!({"type": "subscribe", "topic": topic, "qos": 1})).await;
     assert_eq!(answer["type"], "subscribed", "{answer}");
     answer["topics"][0].clone()
 }
 
 /// What becomes of a publish: nothing, or the code and the message of the error.
-async fn publishing(browser: &mut Browser, topic: &str) -> Result<(), (String, String)> {
+pub async fn publishing(browser: &mut Browser, topic: &str) -> Result<(), (String, String)> {
     let answer = browser.ask(json!({"type": "publish", "topic": topic, "payload": 1, "msgid": topic})).await;
     let text = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
     if text("type") == "ack" { Ok(()) } else { Err((text("code"), text("message"))) }
@@ -82,7 +82,7 @@ fn not_authorized(message: &str) -> Result<(), (String, String)> {
 }
 
 /// The code of the `error` and of the close that end what this browser began.
-async fn turned_away(mut browser: Browser) -> (String, u16) {
+pub async fn turned_away(mut browser: Browser) -> (String, u16) {
     let error = browser.expect("error").await;
     (error["code"].as_str().expect("a code").to_owned(), browser.closed().await)
 }

@@ -3,6 +3,8 @@
 mod support;
 
 mod access;
+mod admin;
+mod attacks;
 mod audit;
 mod bad_input;
 mod bridge;

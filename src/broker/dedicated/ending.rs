@@ -34,7 +34,7 @@ pub(super) enum Stage {
 
 impl Dedicated {
     /// The will is to be published, if there is one.
-    fn fires_will(&self, end: &End) -> bool {
+    pub(super) fn fires_will(&self, end: &End) -> bool {
         end.close.fires_will() && !self.is_will_void
     }
 

@@ -419,7 +419,9 @@ impl Hub {
         let Some(session) = self.sessions.get(&number) else { return };
         session.downlink.to_link.seen();
         if let Some(renewal) = session.downlink.take_renewal() {
+            let downlink = session.downlink.clone();
             self.judge_anew(number, *renewal);
+            downlink.judged();
         }
         let Some(session) = self.sessions.get(&number) else { return };
         let is_ended = session.downlink.ended_by().is_some();

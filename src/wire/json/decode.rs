@@ -19,6 +19,8 @@ use crate::wire::{Code, Refusal};
 /// The largest integer that JavaScript holds exactly.
 const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 const PRIORITIES: &str = "\"high\", \"normal\" or \"low\"";
+/// The fields of a message.
+const MESSAGE: [&str; 6] = ["topic", "payload", "encoding", "qos", "retain", "properties"];
 const MAX_MSGID_CHARS: usize = 64;
 const MAX_CLIENT_ID_BYTES: usize = 256;
 /// Seconds that a session is kept where the client wants it kept and does not say how long.
@@ -26,26 +28,7 @@ const DEFAULT_SESSION_EXPIRY: u32 = 3600;
 
 /// Reads one text frame and the msgid that it is answered with. Never panics, whatever the text holds.
 pub fn decode(text: &str) -> Result<(ClientFrame, Option<MsgId>), Undecoded> {
-    let unreadable = |refusal| Undecoded { refusal, msgid: None, is_auth: false };
-    match flaw(text.as_bytes()) {
-        None => {}
-        Some(Flaw::TooDeep) => {
-            let message = format!("JSON may be nested {MAX_DEPTH} levels deep; send a flatter frame.");
-            return Err(unreadable(Refusal::new(Code::InvalidJson, message)));
-        }
-        Some(Flaw::LoneSurrogate) => {
-            let message = "A string holds half of a surrogate pair; send whole characters.";
-            return Err(unreadable(Refusal::new(Code::InvalidJson, message)));
-        }
-    }
-    let fields: Fields = serde_json::from_str(text).map_err(|error| {
-        // What is no object is not read to its end.
-        let flaw = if error.is_data() { serde_json::from_str::<IgnoredAny>(text).err() } else { Some(error) };
-        unreadable(match flaw {
-            None => Refusal::invalid_frame("A frame is one JSON object."),
-            Some(error) => Refusal::new(Code::InvalidJson, format!("The frame is no JSON: {error}.")),
-        })
-    })?;
+    let fields = object(text, "frame").map_err(|refusal| Undecoded { refusal, msgid: None, is_auth: false })?;
     let is_auth = fields
         .raw("type")
         .is_some_and(|kind| serde_json::from_str::<String>(kind.get()).is_ok_and(|kind| kind == "auth"));
@@ -58,6 +41,49 @@ pub fn decode(text: &str) -> Result<(ClientFrame, Option<MsgId>), Undecoded> {
         Ok(frame) => Ok((frame, msgid)),
         Err(refusal) => Err(Undecoded { refusal, msgid, is_auth }),
     }
+}
+
+/// Reads a message that comes without a frame around it: the fields of `publish`, and no others.
+pub fn decode_message(text: &str) -> Result<Message, Refusal> {
+    let fields = object(text, "message")?;
+    if let Some(name) = fields.duplicate() {
+        return Err(duplicate(name));
+    }
+    if let Some(name) = fields.unknown(&MESSAGE) {
+        let name: String = name.chars().take(40).collect();
+        let known = MESSAGE.join(", ");
+        return Err(Refusal::invalid_frame(format!("A message has no `{}`; it has {known}.", name.escape_debug())));
+    }
+    message(&fields)
+}
+
+/// Reads the topic of a message.
+pub fn topic(text: &str) -> Result<Topic, Refusal> {
+    let topic = Topic::parse(text).map_err(|error| Refusal::new(Code::InvalidTopic, sentence(&error)))?;
+    plain(text).map(|()| topic)
+}
+
+/// The fields of a text that is one JSON object, called so in what is wrong with it.
+fn object<'a>(text: &'a str, what: &str) -> Result<Fields<'a>, Refusal> {
+    match flaw(text.as_bytes()) {
+        None => {}
+        Some(Flaw::TooDeep) => {
+            let message = format!("JSON may be nested {MAX_DEPTH} levels deep; send a flatter {what}.");
+            return Err(Refusal::new(Code::InvalidJson, message));
+        }
+        Some(Flaw::LoneSurrogate) => {
+            let message = "A string holds half of a surrogate pair; send whole characters.";
+            return Err(Refusal::new(Code::InvalidJson, message));
+        }
+    }
+    serde_json::from_str(text).map_err(|error| {
+        // What is no object is not read to its end.
+        let flaw = if error.is_data() { serde_json::from_str::<IgnoredAny>(text).err() } else { Some(error) };
+        match flaw {
+            None => Refusal::invalid_frame(format!("A {what} is one JSON object.")),
+            Some(error) => Refusal::new(Code::InvalidJson, format!("The {what} is no JSON: {error}.")),
+        }
+    })
 }
 
 fn frame(fields: &Fields) -> Result<ClientFrame, Refusal> {
@@ -212,7 +238,8 @@ fn subscription(entry: Entry, defaults: Options) -> Result<Asked<Subscription>, 
     })
 }
 
-fn filter(topic: &str) -> Result<TopicFilter, Refusal> {
+/// Reads the filter of a subscription.
+pub fn filter(topic: &str) -> Result<TopicFilter, Refusal> {
     let filter = TopicFilter::parse(topic).map_err(|error| Refusal::new(Code::InvalidTopic, sentence(&error)))?;
     plain(topic).map(|()| filter)
 }
@@ -338,10 +365,9 @@ fn qos(fields: &Fields) -> Result<Option<Qos>, Refusal> {
 }
 
 fn message(fields: &Fields) -> Result<Message, Refusal> {
-    let topic: String =
+    let name: String =
         fields.get("topic", "a string")?.ok_or_else(|| must_be("topic", "there: it says where to publish"))?;
-    let topic = Topic::parse(&topic).map_err(|error| Refusal::new(Code::InvalidTopic, sentence(&error)))?;
-    plain(topic.as_ref())?;
+    let topic = topic(&name)?;
     let raw = fields.raw("payload").ok_or_else(|| must_be("payload", "there: any JSON value"))?;
     Ok(Message {
         topic,

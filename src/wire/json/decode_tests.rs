@@ -922,3 +922,23 @@ proptest! {
         prop_assert_eq!(msgid, Some(MsgId::Number(7)), "{}", text);
     }
 }
+
+#[test]
+fn a_message_by_itself_has_the_fields_of_a_publish_and_no_others() {
+    let frame = r#"{"type":"publish","topic":"a/b","payload":"AAE=","encoding":"base64","qos":1,"retain":true,"properties":{"contentType":"x"}}"#;
+    let bare = frame.replace(r#""type":"publish","#, "");
+    let Ok((ClientFrame::Publish(published), None)) = decode(frame) else { panic!("{frame}") };
+    assert_eq!(decode_message(&bare), Ok(published));
+    for (text, code, said) in [
+        (frame, Code::InvalidFrame, "A message has no `type`; it has topic, payload, encoding"),
+        (r#"{"topic":"a","payload":1,"msgid":1}"#, Code::InvalidFrame, "no `msgid`"),
+        (r#"{"topic":"a","topic":"b","payload":1}"#, Code::InvalidFrame, "stands twice"),
+        (r#"{"topic":"a/#","payload":1}"#, Code::InvalidTopic, "wildcard"),
+        (r#"{"topic":"a"}"#, Code::InvalidFrame, "`payload` must be there"),
+        (r#"[1]"#, Code::InvalidFrame, "A message is one JSON object."),
+        (r#"{"topic":"#, Code::InvalidJson, "The message is no JSON"),
+    ] {
+        let refusal = decode_message(text).expect_err(text);
+        assert!(refusal.code == code && refusal.message.contains(said), "{text}: {refusal:?}");
+    }
+}

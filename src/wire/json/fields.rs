@@ -30,6 +30,11 @@ impl<'a> Fields<'a> {
         self.0.iter().find(|(name, _)| !seen.insert(name)).map(|(name, _)| name.as_ref())
     }
 
+    /// A name that is none of these.
+    pub fn unknown(&self, known: &[&str]) -> Option<&str> {
+        self.0.iter().map(|(name, _)| name.as_ref()).find(|name| !known.contains(name))
+    }
+
     /// The text of a field's value.
     pub fn raw(&self, name: &str) -> Option<&'a RawValue> {
         self.0.iter().find(|(field, _)| field == name).map(|(_, value)| *value)

@@ -81,8 +81,9 @@ impl Gateway {
         let file = folder.path().join("tidegate.toml");
         std::fs::write(&file, configuration).expect("written");
         let mut child = program
-            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--broker", broker, "--config"])
+            .args(["--listen", "127.0.0.1:0", "--broker", broker, "--config"])
             .arg(&file)
+            .args(if configuration.contains("admin_listen") { &[][..] } else { &["--admin-listen", "127.0.0.1:0"] })
             .env_clear()
             // Most scenes hold whatever the upstream: `TIDEGATE_UPSTREAM=shared` plays them with the other one.
             .envs(std::env::var("TIDEGATE_UPSTREAM").map(|upstream| ("TIDEGATE_UPSTREAM", upstream)))

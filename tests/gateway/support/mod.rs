@@ -1,5 +1,6 @@
 //! What scenes are made of: a broker, a gateway, browsers and devices, each the real thing.
 
+pub mod api;
 mod browser;
 pub mod certificates;
 mod device;
