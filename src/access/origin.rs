@@ -11,12 +11,12 @@ use url::{Origin as UrlOrigin, Url};
 #[serde(try_from = "String", into = "String")]
 pub struct Origin(String);
 
-/// Why a text is no origin.
+/// Why a text is no origin. Never repeats the text, which may hold a password.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no origin: write scheme and host, and the port where it is not the usual one, as in \"https://app.example\""
+    "this is no origin: write scheme and host, and the port where it is not the usual one, as in \"https://app.example\""
 )]
-pub struct OriginError(String);
+pub struct OriginError;
 
 /// What is known of the page that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +75,7 @@ impl FromStr for Origin {
     type Err = OriginError;
 
     fn from_str(text: &str) -> Result<Origin, OriginError> {
-        let error = || OriginError(text.chars().take(80).collect());
-        let url = Url::parse(text).map_err(|_| error())?;
+        let url = Url::parse(text).map_err(|_| OriginError)?;
         let is_bare = url.username().is_empty()
             && url.password().is_none()
             && url.path() == "/"
@@ -85,7 +84,7 @@ impl FromStr for Origin {
             && !text.ends_with('/');
         match (url.scheme(), url.origin()) {
             ("http" | "https", origin @ UrlOrigin::Tuple(..)) if is_bare => Ok(Origin(origin.ascii_serialization())),
-            _ => Err(error()),
+            _ => Err(OriginError),
         }
     }
 }
