@@ -288,6 +288,41 @@ mod tokens {
     }
 }
 
+mod secrets {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    fn sources(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).expect("readable").map(|entry| entry.expect("readable").path());
+        entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+    }
+
+    /// Structure, and no clock: what compares a secret with what a client shows must be made for it. That all of them are compared, wherever
+    /// one is found, is `a_token_is_compared_with_all_wherever_it_is_found`; that unknown users take as long,
+    /// `a_user_that_is_not_there_costs_the_work_of_the_costliest_and_gets_the_same_answer`.
+    #[test]
+    fn what_a_client_shows_is_compared_with_a_secret_by_nothing_that_stops_at_the_first_difference() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let files = [vec![root.join("auth.rs")], sources(&root.join("auth")), sources(&root.join("http"))].concat();
+        let text = |path: &PathBuf| fs::read_to_string(path).expect("readable");
+        let code = |path: &PathBuf| text(path).split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+        let (mut looked_at, mut found) = (0, Vec::new());
+        for file in files.iter().filter(|file| !file.to_string_lossy().ends_with("tests.rs")) {
+            let code = code(file);
+            looked_at += code.matches("expose_secret").count();
+            let compares = |line: &&str| line.contains("expose_secret") && (line.contains("==") || line.contains("!="));
+            found.extend(code.lines().filter(compares).map(|line| line.trim().to_owned()));
+        }
+        assert!(looked_at > 5, "secrets are looked at in {looked_at} places");
+        // What the configuration was and what it is: nothing of a client's.
+        assert_eq!(found, ["one.map(SecretString::expose_secret) == other.map(SecretString::expose_secret)"]);
+        let tokens = code(&root.join("auth/tokens.rs"));
+        assert!(tokens.contains("constant_time::verify_slices_are_equal"), "static tokens");
+        assert!(code(&root.join("auth/jwt/key.rs")).contains("hmac::verify"), "HS256 and the like");
+        assert!(code(&root.join("auth/passwords.rs")).contains(".verify_password("), "passwords");
+    }
+}
+
 mod grants {
     use super::*;
 
