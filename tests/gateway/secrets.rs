@@ -24,6 +24,8 @@ const NEXT_JWT_SECRET: &str = "planted/next+jwt secret, of more than it";
 const SHORT_JWT_SECRET: &str = "planted/short+secret";
 const HOOK_SECRET: &str = "planted/hook+secret~1";
 const BROKER_PASSWORD: &str = "planted/broker+password: 1";
+const ADMIN_TOKEN: &str = "planted/admin+token~1";
+const SHORT_ADMIN_TOKEN: &str = "planted/short+1";
 const CLIENT_KEY: &str = "planted/client+key";
 const STATIC_TOKEN: &str = "planted/static+token~1";
 const COOKIE_TOKEN: &str = "planted+cookie+token~1";
@@ -68,6 +70,8 @@ async fn nothing_is_told(format: &str) {
             [log]
             level = "trace"
             format = "{format}"
+            [admin]
+            token = "{ADMIN_TOKEN}"
             [audit]
             log = "{audit}"
             [broker]
@@ -117,10 +121,14 @@ async fn nothing_is_told(format: &str) {
     told.extend(renewals(&gateway, &mut tokens).await);
     told.extend(odd_requests(&gateway).await);
     told.extend(mistakes(&gateway, &configuration).await);
-    gateway.reload(&of(NEXT_JWT_SECRET)).await;
-    let applied = r#"tidegate_configuration_reloads_total{result="applied"}"#;
-    eventually("it was read", async || gateway.metric(applied).await >= 1.0).await;
-    told.push(checked(&of(NEXT_JWT_SECRET)).await);
+    // A secret that is too short is warned of.
+    for secret in [SHORT_JWT_SECRET, NEXT_JWT_SECRET] {
+        let applied = r#"tidegate_configuration_reloads_total{result="applied"}"#;
+        let before = gateway.metric(applied).await;
+        gateway.reload(&of(secret)).await;
+        eventually("it was read", async || gateway.metric(applied).await > before).await;
+        told.push(checked(&of(secret)).await);
+    }
     for (address, path) in [
         (&gateway.admin, "/metrics"),
         (&gateway.admin, "/readyz"),
@@ -143,6 +151,8 @@ async fn nothing_is_told(format: &str) {
         SHORT_JWT_SECRET,
         HOOK_SECRET,
         BROKER_PASSWORD,
+        ADMIN_TOKEN,
+        SHORT_ADMIN_TOKEN,
         CLIENT_KEY,
         STATIC_TOKEN,
         COOKIE_TOKEN,
@@ -323,6 +333,10 @@ async fn odd_requests(gateway: &Gateway) -> Vec<String> {
             ("GET", "/nowhere", format!("Authorization: {}\r\n", basic("anna", PASSWORD))),
             ("GET", "/?token=planted%2Fquery%2Btoken~1", String::new()),
             ("GET", &path[1..], String::new()),
+            ("GET", "/api/v1/sessions", format!("Authorization: Bearer {ADMIN_TOKEN}\r\n")),
+            ("POST", "/api/nothing", format!("Authorization: Bearer {ADMIN_TOKEN}\r\n")),
+            ("GET", "/api/v1/sessions", format!("Authorization: Bearer {BAD_TOKEN}\r\n")),
+            ("GET", "/api/v1/explain?user=anna&topic=a", format!("Authorization: Bearer {ADMIN_TOKEN}\r\n")),
             ("GET", "/", format!("Authorization Bearer {STATIC_TOKEN}\r\n")),
         ] {
             let (status, head, body) = gateway.request(address, method, path, &head).await;
@@ -338,8 +352,7 @@ async fn mistakes(gateway: &Gateway, sound: &str) -> Vec<String> {
     let password = format!("[broker]\npassword = \"{BROKER_PASSWORD}\"\n");
     let jwt = |lines: &str| format!("[auth.jwt]\nalgorithms = [\"HS256\"]\n{lines}\n");
     let mut told = vec![checked(sound).await, checked(&password).await];
-    for (number, mistake) in [
-        jwt(&format!("secret = \"{SHORT_JWT_SECRET}\"")),
+    for mistake in [
         jwt(&format!("secret = [\"{JWT_SECRET}\"]")),
         jwt(&format!("secret = {JWT_SECRET}")),
         jwt(&format!("secret = \"{JWT_SECRET}")),
@@ -351,6 +364,8 @@ async fn mistakes(gateway: &Gateway, sound: &str) -> Vec<String> {
         format!("[auth.hook]\nsecret = {{ is = \"{HOOK_SECRET}\" }}\n"),
         format!("[auth.hook]\nurl = \"http://gateway:{HOOK_SECRET}@127.0.0.1/\"\n"),
         format!("[http]\nallowed_origins = [\"https://gateway:{HOOK_SECRET}@app.example\"]\n"),
+        format!("[admin]\ntoken = [\"{ADMIN_TOKEN}\"]\n"),
+        format!("[admin]\ntoken = \"{SHORT_ADMIN_TOKEN}\"\n"),
         format!("[auth.tokens.backend]\nhash = \"{STATIC_TOKEN}\"\n"),
         format!("[auth.tokens.backend]\ntoken = \"{STATIC_TOKEN}\"\n"),
         format!("[auth.users.anna]\nhash = \"{PASSWORD}\"\n"),
@@ -360,15 +375,17 @@ async fn mistakes(gateway: &Gateway, sound: &str) -> Vec<String> {
         format!("[broker]\nclient_key = \"\"\"\n{CLIENT_KEY}\n\"\"\"\n"),
         format!("{password}password = \"{BROKER_PASSWORD}\"\n"),
         format!("{password}[brokr]\npassword = \"{BROKER_PASSWORD}\"\n"),
-    ]
-    .iter()
-    .enumerate()
-    {
-        let output = check(mistake).await;
+    ] {
+        let output = check(&mistake).await;
         assert_eq!(output.status.code(), Some(2), "{mistake}: {output:?}");
         told.push(said(&output));
-        gateway.reload(mistake).await;
-        eventually("it was refused", async || gateway.metric(refused).await > number as f64).await;
+        let before = gateway.metric(refused).await;
+        gateway.reload(&mistake).await;
+        eventually("it was refused", async || gateway.metric(refused).await > before).await;
+        let head = format!("Authorization: Bearer {ADMIN_TOKEN}\r\n");
+        let (status, head, body) = gateway.request(&gateway.admin, "POST", "/api/v1/reload", &head).await;
+        assert!(status >= 400 && !matches!(status, 401 | 403 | 404), "{status} {body}");
+        told.push(format!("{head}\n{body}"));
     }
     told
 }
