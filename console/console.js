@@ -359,7 +359,7 @@ class Log {
   deliver(frame) {
     this.received += 1;
     const said = frame.patch ?? frame.payload;
-    const text = typeof said === "string" ? said : JSON.stringify(said);
+    const text = typeof said === "string" && frame.encoding !== "json" ? said : JSON.stringify(said);
     this.#waiting.add({ ...frame, text });
     this.#drawSoon();
   }

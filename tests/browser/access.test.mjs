@@ -196,9 +196,43 @@ describe("access", { skip: !program && "TIDEGATE_PROGRAM names no program" }, ()
       for (const complaint of complaints.splice(0)) assert.match(complaint, /Unexpected response code: 403/);
     });
 
-    /** Opens a WebSocket from the page that is shown, and gives back what it heard until it was closed, or let in and answered. */
-    function attack(frame = { type: "subscribe", topic: "attic/#" }) {
-      return page.evaluate(
+    test("a frame without an origin comes in as nobody", scene, async () => {
+      gateway = await Gateway.start(cookie());
+      await logIn();
+      await page.goto(elsewhere.origins[0]);
+      const sandbox = await framed({ sandbox: "allow-scripts", srcdoc: "<p>Nobody's" });
+      assert.equal(await sandbox.evaluate(() => window.origin), "null");
+      const { code, heard } = await attack(undefined, sandbox);
+      assert.equal(code, 4401);
+      assert.deepEqual(heard.map(({ type, code }) => [type, code]), [["error", "not_authenticated"]]);
+    });
+
+    test("pages of other origins can neither frame the gateway's page nor read it", scene, async () => {
+      gateway = await Gateway.start(cookie());
+      await logIn();
+      for (const origin of elsewhere.origins) {
+        await page.goto(origin);
+        const reads = (mode) => page.evaluate(([url, mode]) => fetch(url, { mode }).then(() => true, () => false), [gateway.url, mode]);
+        assert.deepEqual([await reads("cors"), await reads("no-cors")], [false, false], origin);
+        const frame = await framed({ src: gateway.url });
+        assert.equal(await frame.locator("#status").count(), 0, origin);
+      }
+      for (const complaint of complaints.splice(0)) assert.match(complaint, /CORS|Cross-Origin|NotSameOrigin|ERR_FAILED|frame/i);
+    });
+
+    /** A frame in the page that is shown, once it is loaded. */
+    async function framed(attributes) {
+      await page.evaluate((attributes) => {
+        const frame = Object.assign(document.createElement("iframe"), attributes);
+        document.body.append(frame);
+        return new Promise((resolve) => (frame.onload = resolve));
+      }, attributes);
+      return page.mainFrame().childFrames().at(-1);
+    }
+
+    /** Opens a WebSocket from the page that is shown, or its frame, and gives back what it heard until it was closed, or let in and answered. */
+    function attack(frame = { type: "subscribe", topic: "attic/#" }, from = page) {
+      return from.evaluate(
         ([url, frame]) =>
           new Promise((resolve) => {
             const heard = [];

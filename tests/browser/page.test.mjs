@@ -154,6 +154,9 @@ test("a subscription is asked for with its options, and what they do is shown", 
   await publish("attic/climate", '{"celsius":23,"note":"the window is closed"}');
   await eventually(async () => assert.equal((await shown("attic/climate")).payload, '{"celsius": 23}'));
   assert.ok((await shown("attic/climate")).badges.includes("patch"));
+
+  await publish("attic/note", '"on"');
+  assert.equal((await shown("attic/note")).payload, '"on"');
 });
 
 test("after unsubscribing nothing more is shown", scene, async () => {
