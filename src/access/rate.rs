@@ -19,6 +19,11 @@ impl Rate {
         Rate { within, each: within / count.get(), full_at: None }
     }
 
+    /// So many within its time from now on; of these as large a part is there as was before.
+    pub fn set(&mut self, count: NonZeroU32) {
+        self.each = self.within / count.get();
+    }
+
     /// Takes one, if there is one at this time.
     pub fn take(&mut self, now: Instant) -> bool {
         let full_at = self.full_at.map_or(now, |full_at| full_at.max(now)) + self.each;

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant as StdInstant, SystemTime};
 
 use secrecy::SecretString;
 use tokio::select;
@@ -194,7 +194,7 @@ pub fn note_failure(context: &Context, address: IpAddr, credential: &Credential,
 fn quota(context: &Context, rights: Option<&Rights>) -> Result<Arc<Quota>, NonZeroUsize> {
     match rights.and_then(|rights| Some((rights.identity().user.as_deref()?, rights))) {
         None => Ok(Arc::default()),
-        Some((user, rights)) => context.quotas.enter(user, rights.allowance().connections),
+        Some((user, rights)) => context.quotas.enter(user, rights.allowance().connections, StdInstant::now()),
     }
 }
 

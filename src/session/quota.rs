@@ -1,8 +1,8 @@
 //! What one user may do with all of its sessions together.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::access::{Allowance, Rate};
@@ -18,9 +18,7 @@ pub struct Quotas(Mutex<Users>);
 
 #[derive(Debug, Default)]
 struct Users {
-    by_name: HashMap<Box<str>, Weak<Quota>>,
-    /// Of those who publish without a session, until nothing of it is spent.
-    kept: HashMap<Box<str>, Arc<Quota>>,
+    by_name: HashMap<Box<str>, Arc<Quota>>,
     /// With so many, those who have gone are looked for.
     look_at: usize,
 }
@@ -31,34 +29,20 @@ pub struct Quota(Mutex<Spent>);
 
 #[derive(Debug, Default)]
 struct Spent {
-    allowance: Allowance,
     publishes: Option<Rate>,
     bytes: Option<Rate>,
 }
 
 impl Quotas {
     /// One more session of this user, if it may have so many; the error says how many those are.
-    pub fn enter(&self, user: &str, most: Option<NonZeroUsize>) -> Result<Arc<Quota>, NonZeroUsize> {
+    pub fn enter(&self, user: &str, most: Option<NonZeroUsize>, now: Instant) -> Result<Arc<Quota>, NonZeroUsize> {
         let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // What is kept without a session is none. The new session keeps it from now on.
-        let kept = users.kept.remove(user);
-        let quota = users.by_name.get(user).and_then(Weak::upgrade);
-        drop(kept);
-        if let Some(quota) = quota {
-            // This look at it is one more than there are sessions.
-            let sessions = Arc::strong_count(&quota) - 1;
-            return match most {
-                Some(most) if sessions >= most.get() => Err(most),
-                Some(_) | None => Ok(quota),
-            };
+        let quota = users.quota(user, now);
+        // Each session holds it once, and this map does.
+        match most {
+            Some(most) if Arc::strong_count(quota) > most.get() => Err(most),
+            Some(_) | None => Ok(quota.clone()),
         }
-        if users.by_name.len() >= users.look_at.max(FEW) {
-            users.by_name.retain(|_, quota| quota.strong_count() > 0);
-            users.look_at = 2 * users.by_name.len();
-        }
-        let quota = Arc::<Quota>::default();
-        users.by_name.insert(user.into(), Arc::downgrade(&quota));
-        Ok(quota)
     }
 
     /// Takes a publish of so many bytes, without a session, out of what this user is allowed with all that it has.
@@ -67,16 +51,18 @@ impl Quotas {
             return Ok(());
         }
         let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(quota) = users.by_name.get(user).and_then(Weak::upgrade) {
-            return quota.publish(allowance, bytes, now);
+        users.quota(user, now).publish(allowance, bytes, now)
+    }
+}
+
+impl Users {
+    /// What a user has spent outlasts its sessions: by coming again it would get anew what it may spend.
+    fn quota(&mut self, user: &str, now: Instant) -> &Arc<Quota> {
+        if self.by_name.len() >= self.look_at.max(FEW) {
+            self.by_name.retain(|_, quota| Arc::strong_count(quota) > 1 || !quota.lock().is_unspent(now));
+            self.look_at = 2 * self.by_name.len();
         }
-        if users.kept.len() >= FEW {
-            users.kept.retain(|_, quota| !quota.lock().is_unspent(now));
-            users.by_name.retain(|_, quota| quota.strong_count() > 0);
-        }
-        let quota = Arc::<Quota>::default();
-        users.by_name.insert(user.into(), Arc::downgrade(&quota));
-        users.kept.entry(user.into()).insert_entry(quota).get().publish(allowance, bytes, now)
+        self.by_name.entry(user.into()).or_default()
     }
 }
 
@@ -84,17 +70,14 @@ impl Quota {
     /// Takes a publish of so many bytes out of what is allowed.
     pub fn publish(&self, allowance: &Allowance, bytes: usize, now: Instant) -> Result<(), Refusal> {
         let mut spent = self.lock();
-        spent.follow(allowance);
-        if let Some(rate) = &mut spent.publishes
-            && !rate.take(now)
+        if let Some(most) = allowance.publishes_per_second
+            && !rate(&mut spent.publishes, most).take(now)
         {
-            let most = allowance.publishes_per_second.map_or(0, |most| most.get());
             return Err(over(format!("{most} messages a second (max_publishes_per_second of its roles)")));
         }
-        if let Some(rate) = &mut spent.bytes
-            && !rate.take_many(u32::try_from(bytes).unwrap_or(u32::MAX), now)
+        if let Some(most) = allowance.bytes_per_second
+            && !rate(&mut spent.bytes, most).take_many(u32::try_from(bytes).unwrap_or(u32::MAX), now)
         {
-            let most = allowance.bytes_per_second.map_or(0, |most| most.get());
             return Err(over(format!("{most} bytes a second (max_bytes_per_second of its roles)")));
         }
         Ok(())
@@ -110,15 +93,13 @@ impl Spent {
     fn is_unspent(&self, now: Instant) -> bool {
         [&self.publishes, &self.bytes].into_iter().flatten().all(|rate| rate.is_full(now))
     }
+}
 
-    /// The roles of a user may have changed.
-    fn follow(&mut self, allowance: &Allowance) {
-        if self.allowance != *allowance {
-            self.allowance = *allowance;
-            self.publishes = allowance.publishes_per_second.map(|most| Rate::new(most, SECOND));
-            self.bytes = allowance.bytes_per_second.map(|most| Rate::new(most, SECOND));
-        }
-    }
+/// Goes on with what was spent, whatever was allowed before: the sessions of a user may have other roles each.
+fn rate(rate: &mut Option<Rate>, most: NonZeroU32) -> &mut Rate {
+    let rate = rate.get_or_insert_with(|| Rate::new(most, SECOND));
+    rate.set(most);
+    rate
 }
 
 fn over(what: String) -> Refusal {
@@ -133,8 +114,6 @@ pub fn too_many(most: NonZeroUsize) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
-
     use super::*;
 
     fn allowance(publishes: u32, bytes: u32) -> Allowance {
@@ -148,8 +127,8 @@ mod tests {
     #[test]
     fn all_sessions_of_a_user_share_what_it_may_publish() {
         let quotas = Quotas::default();
-        let [one, other] = [(); 2].map(|()| quotas.enter("anna", None).expect("no limit"));
-        let someone_else = quotas.enter("bob", None).expect("no limit");
+        let [one, other] = [(); 2].map(|()| quotas.enter("anna", None, Instant::now()).expect("no limit"));
+        let someone_else = quotas.enter("bob", None, Instant::now()).expect("no limit");
         let (now, two) = (Instant::now(), allowance(2, 0));
         assert!(one.publish(&two, 1, now).is_ok() && other.publish(&two, 1, now).is_ok());
         let refusal = one.publish(&two, 1, now).expect_err("a third");
@@ -174,12 +153,12 @@ mod tests {
     fn what_is_published_without_a_session_counts_and_makes_none() {
         let (quotas, now, two) = (Quotas::default(), Instant::now(), allowance(2, 0));
         assert!(quotas.publish("anna", &two, 1, now).is_ok());
-        let session = quotas.enter("anna", NonZeroUsize::new(1)).expect("it is the only one");
+        let session = quotas.enter("anna", NonZeroUsize::new(1), now).expect("it is the only one");
         assert!(session.publish(&two, 1, now).is_ok());
         assert!(quotas.publish("anna", &two, 1, now).is_err(), "it has spent all");
-        assert!(quotas.enter("anna", NonZeroUsize::new(1)).is_err(), "it has a session");
+        assert!(quotas.enter("anna", NonZeroUsize::new(1), now).is_err(), "it has a session");
         drop(session);
-        assert!(quotas.enter("anna", NonZeroUsize::new(1)).is_ok(), "it has none any more");
+        assert!(quotas.enter("anna", NonZeroUsize::new(1), now).is_ok(), "it has none any more");
         for _ in 0..2 {
             assert!(quotas.publish("bob", &two, 1, now).is_ok());
         }
@@ -188,35 +167,48 @@ mod tests {
     }
 
     #[test]
-    fn those_who_published_without_a_session_are_forgotten_when_nothing_is_spent() {
-        let (quotas, now, two) = (Quotas::default(), Instant::now(), allowance(2, 0));
-        let kept = || quotas.0.lock().expect("nobody panics").kept.len();
-        for number in 0..FEW {
-            assert!(quotas.publish(&number.to_string(), &two, 1, now).is_ok());
+    fn what_is_spent_stays_spent_when_a_user_leaves_and_comes_again() {
+        let (quotas, now, two) = (Quotas::default(), Instant::now(), allowance(2, 10));
+        for _ in 0..2 {
+            let session = quotas.enter("anna", None, now).expect("no limit");
+            assert!(session.publish(&two, 5, now).is_ok());
         }
-        assert!(quotas.publish("anna", &two, 1, now).is_ok());
-        assert_eq!(kept(), FEW + 1);
-        assert!(quotas.publish("bob", &two, 1, now + SECOND).is_ok());
-        assert_eq!(kept(), 1);
+        let session = quotas.enter("anna", None, now).expect("no limit");
+        assert!(session.publish(&two, 0, now).is_err());
+        assert!(session.publish(&two, 5, now + SECOND).is_ok());
+    }
+
+    #[test]
+    fn what_is_spent_with_some_roles_is_spent_with_others() {
+        let (quota, now) = (Quota::default(), Instant::now());
+        let (small, large, boundless) = (allowance(2, 0), allowance(100, 0), allowance(0, 1));
+        assert!(quota.publish(&small, 1, now).is_ok() && quota.publish(&small, 1, now).is_ok());
+        for other in [&large, &boundless] {
+            let _ = quota.publish(other, 1, now);
+            assert!(quota.publish(&small, 1, now).is_err(), "{other:?}");
+        }
+        assert!(quota.publish(&small, 1, now + SECOND).is_ok());
     }
 
     #[test]
     fn a_user_has_no_more_sessions_than_its_roles_allow() {
         let (quotas, most) = (Quotas::default(), NonZeroUsize::new(2));
-        let one = quotas.enter("anna", most).expect("the first");
-        let _other = quotas.enter("anna", most).expect("the second");
-        assert_eq!(quotas.enter("anna", most).err(), most);
-        assert!(quotas.enter("bob", most).is_ok());
+        let one = quotas.enter("anna", most, Instant::now()).expect("the first");
+        let _other = quotas.enter("anna", most, Instant::now()).expect("the second");
+        assert_eq!(quotas.enter("anna", most, Instant::now()).err(), most);
+        assert!(quotas.enter("bob", most, Instant::now()).is_ok());
         drop(one);
-        assert!(quotas.enter("anna", most).is_ok());
+        assert!(quotas.enter("anna", most, Instant::now()).is_ok());
     }
 
     #[test]
-    fn users_who_have_gone_are_forgotten() {
-        let quotas = Quotas::default();
-        let _stays = quotas.enter("stays", None).expect("no limit");
-        for number in 0..10 * FEW {
-            let _goes = quotas.enter(&format!("user {number}"), None);
+    fn users_who_have_gone_and_owe_nothing_are_forgotten() {
+        let (quotas, begun) = (Quotas::default(), Instant::now());
+        let _stays = quotas.enter("stays", None, begun).expect("no limit");
+        for number in 0..10 * FEW as u32 {
+            let now = begun + number * SECOND;
+            assert!(quotas.publish(&format!("program {number}"), &allowance(1, 0), 1, now).is_ok());
+            let _goes = quotas.enter(&format!("user {number}"), None, now);
         }
         let users = quotas.0.lock().expect("nobody panicked");
         assert!(users.by_name.len() <= 2 * FEW && users.by_name.contains_key("stays"), "{}", users.by_name.len());

@@ -228,6 +228,12 @@ mod tokens {
             device.send(json!({"type": "auth", "token": of_olga("t-2"), "clientId": "press-7"})).await;
             assert_eq!(turned_away(device).await, not_authenticated(4403));
         }
+        // A device that is called so later than it shows its token, or that shows none, is the same device.
+        let header = format!("Bearer {}", of_olga("t-2"));
+        let headers = [("authorization", header.as_str())];
+        let mut device = Browser::connect_with(&gateway.address, "/ws", &headers).await.expect("upgraded");
+        device.send(json!({"type": "auth", "clientId": "press-7"})).await;
+        assert_eq!(turned_away(device).await, not_authenticated(4403));
         let mut open = opened(&gateway, &of_olga("t-2")).await;
         let error = open.ask(json!({"type": "auth", "token": of_olga("t-1"), "msgid": 1})).await;
         assert_eq!(error["code"], "not_authenticated", "nor is it good for a renewal: {error}");
@@ -1142,6 +1148,24 @@ mod floods {
         }
         let peak = gateway.peak() as usize;
         assert!(peak < 256 << 20, "one is checked at a time, so memory is taken once: {peak} bytes");
+    }
+
+    #[tokio::test]
+    async fn a_user_that_leaves_and_comes_again_may_publish_no_more_by_that() {
+        let mosquitto = Mosquitto::start().await;
+        let few = PLANT.replace("[roles.viewer]", "max_publishes_per_second = 3\n\n[roles.viewer]");
+        let gateway = Gateway::start(&mosquitto.url(), &few).await;
+        let begun = Instant::now();
+        let mut taken = 0;
+        for _ in 0..10 {
+            let mut browser = opened(&gateway, &operator("olga")).await;
+            for topic in ["plant/north/1", "plant/north/2", "plant/north/3"] {
+                taken += usize::from(publishing(&mut browser, topic).await.is_ok());
+            }
+            browser.leave().await;
+        }
+        let most = 3 + 3 * (1 + begun.elapsed().as_secs() as usize);
+        assert!((3..=most).contains(&taken), "{taken}, and {most} were allowed");
     }
 
     #[tokio::test]
