@@ -25,8 +25,8 @@ const CLOSES = {
   4008: { why: "This page read too slowly." },
   4009: { why: "The same client id connected elsewhere.", stops: true },
   4400: { why: "The gateway could not read this page's frames.", stops: true },
-  4401: { why: "The gateway asks for a token, and this page has none.", stops: true },
-  4403: { why: "The gateway does not accept these credentials.", stops: true },
+  4401: { why: "The token has ended, or there was none.", help: "Put a new token into its field and connect.", stops: true },
+  4403: { why: "The gateway does not let this one in any more.", help: "Connect with another token.", stops: true },
   4429: { why: "The gateway has too many connections or requests." },
   4503: { why: "The gateway has no broker to work with." },
 };
@@ -58,19 +58,32 @@ class Session {
   #heartbeat;
   #retry;
 
-  /** The listener has `changed()`, `opened()`, `delivered(frame)`, `ended(topics)` and `refused(refusal)`. */
+  /** The listener has `changed()`, `opened()`, `delivered(frame)`, `ended(topics)`, `expiring()` and `refused(refusal)`. */
   constructor(listener) {
     this.#listener = listener;
   }
 
-  open(url, clientId) {
-    this.#address = { url, clientId };
+  /** Without a `token` or a `clientId`, the one is not shown and the other chosen by the gateway. */
+  open(url, clientId, token) {
+    this.#address = { url, clientId, token };
     this.#failures = 0;
     this.#connect();
   }
 
   close() {
     this.#leave("idle");
+  }
+
+  /** Whether it came with a token, which can be renewed. */
+  get hasToken() {
+    return Boolean(this.#address?.token);
+  }
+
+  /** Shows another token of the same user, now and whenever it connects again. Rejects with a Refusal, and stays as it was. */
+  async renew(token) {
+    const { expiresIn } = await this.request({ type: "auth", token });
+    this.#address.token = token;
+    this.#enter(this.phase, { expiresAt: inSeconds(expiresIn) });
   }
 
   /** Resolves with the answer to `frame`, or rejects with a Refusal. */
@@ -83,11 +96,12 @@ class Session {
 
   #connect() {
     this.#leave("connecting");
-    const { url, clientId } = this.#address;
+    const { url, clientId, token } = this.#address;
+    const auth = { type: "auth", clientId: clientId || undefined, token: token || undefined };
     try {
       const socket = new WebSocket(url, "tidegate.v1.json");
       const whileCurrent = (act) => (event) => socket === this.#socket && act(event);
-      socket.onopen = whileCurrent(() => this.#send({ type: "auth", clientId: clientId || undefined }));
+      socket.onopen = whileCurrent(() => this.#send(auth));
       socket.onmessage = whileCurrent(({ data }) => this.#onFrame(JSON.parse(data)));
       socket.onclose = whileCurrent(({ code, reason }) => this.#onClose(code, reason));
       this.#socket = socket;
@@ -101,6 +115,11 @@ class Session {
     switch (frame.type) {
       case "mqtt":
         return this.#listener.delivered(frame);
+      case "batch":
+        return frame.data.forEach((delivery) => this.#listener.delivered(delivery));
+      case "expiring":
+        this.#enter(this.phase, { expiresAt: inSeconds(frame.in) });
+        return this.#listener.expiring();
       case "welcome":
         return this.#onWelcome(frame);
       case "queued":
@@ -115,16 +134,17 @@ class Session {
       case "unsubscribed":
         if (frame.msgid === undefined) return this.#listener.ended(frame.topics);
         return this.#take(frame.msgid)?.resolve(frame);
+      case "auth_response":
       case "subscribed":
       case "ack":
         return this.#take(frame.msgid)?.resolve(frame);
     }
   }
 
-  #onWelcome({ clientId, sessionId, heartbeat }) {
+  #onWelcome({ clientId, sessionId, heartbeat, expiresIn }) {
     this.#openedAt = performance.now();
     if (heartbeat > 0) this.#heartbeat = setInterval(() => this.#beat(), heartbeat * 1000);
-    this.#enter("open", { clientId, sessionId, broker: "up" });
+    this.#enter("open", { clientId, sessionId, broker: "up", expiresAt: inSeconds(expiresIn) });
     this.#listener.opened();
   }
 
@@ -138,8 +158,8 @@ class Session {
   }
 
   #onClose(code, reason) {
-    const { why = reason || "The connection ended.", stops = false } = CLOSES[code] ?? {};
-    const told = { why: `${this.#refusedBecause ?? why} (${code})` };
+    const { why = reason || "The connection ended.", help = "", stops = false } = CLOSES[code] ?? {};
+    const told = { why: `${this.#refusedBecause ?? why} ${help && `${help} `}(${code})` };
     if (stops) return this.#leave("stopped", told);
 
     if (performance.now() - this.#openedAt > SETTLED_MS) this.#failures = 0;
@@ -168,7 +188,7 @@ class Session {
     }
     this.#requests.clear();
     this.#openedAt = this.#reconnectAfter = this.#refusedBecause = undefined;
-    this.#enter(phase, { why: undefined, ...told });
+    this.#enter(phase, { why: undefined, expiresAt: undefined, ...told });
   }
 
   #enter(phase, told) {
@@ -188,6 +208,10 @@ class Session {
   }
 }
 
+function inSeconds(seconds) {
+  return seconds === undefined ? undefined : Date.now() + seconds * 1000;
+}
+
 /** The filters that the user asked for. They outlive a connection and are asked for again on the next. */
 class Subscriptions {
   #list = new Map();
@@ -196,15 +220,26 @@ class Subscriptions {
     return this.#list.size;
   }
 
-  add(filter, qos) {
+  /** The contract is what a `subscribe` says beside the topic and its qos. */
+  add(filter, qos, contract = {}) {
     const row = this.#list.get(filter)?.row ?? this.#newRow(filter);
-    this.#list.set(filter, { topic: filter, qos, row });
+    row.querySelector(".contract").textContent = contractText(contract);
+    this.#list.set(filter, { topic: filter, qos, contract, row });
     return this.#ask([filter]);
   }
 
   /** Asks for all of them on a new connection, but for those that can never be granted. */
   askAgain() {
-    const filters = [...this.#list.values()].filter(({ code }) => code !== "invalid_topic").map(({ topic }) => topic);
+    this.#askWhere(({ code }) => code !== "invalid_topic");
+  }
+
+  /** Asks for those that were not allowed: the rights may be others now. */
+  askForDenied() {
+    this.#askWhere(({ code }) => code === "not_authorized");
+  }
+
+  #askWhere(isWanted) {
+    const filters = [...this.#list.values()].filter(isWanted).map(({ topic }) => topic);
     if (filters.length > 0) this.#ask(filters);
   }
 
@@ -216,8 +251,8 @@ class Subscriptions {
   }
 
   ended(topics) {
-    for (const { topic, error } of topics) {
-      if (error) this.#show(topic, { state: "failed", code: error, message: `The gateway ended it: ${error}.` });
+    for (const { topic, error, message } of topics) {
+      if (error) this.#show(topic, { state: "failed", code: error, message: message ?? `The gateway ended it: ${error}.` });
       else this.#drop(topic);
     }
   }
@@ -225,7 +260,10 @@ class Subscriptions {
   async #ask(filters) {
     for (const filter of filters) this.#show(filter, { state: "waiting" });
     try {
-      const topics = filters.map((filter) => ({ topic: filter, qos: this.#list.get(filter).qos }));
+      const topics = filters.map((filter) => {
+        const { qos, contract } = this.#list.get(filter);
+        return { ...contract, topic: filter, qos };
+      });
       const answer = await session.request({ type: "subscribe", topics });
       answer.topics.forEach(({ qos, error, message }, index) => {
         const state = error ? "failed" : "granted";
@@ -320,7 +358,8 @@ class Log {
 
   deliver(frame) {
     this.received += 1;
-    const text = typeof frame.payload === "string" ? frame.payload : JSON.stringify(frame.payload);
+    const said = frame.patch ?? frame.payload;
+    const text = typeof said === "string" && frame.encoding !== "json" ? said : JSON.stringify(said);
     this.#waiting.add({ ...frame, text });
     this.#drawSoon();
   }
@@ -388,14 +427,18 @@ class Log {
     const row = stamp("message-row");
     this.#messageOf.set(row, message);
     const [time, topic, line, badges] = row.querySelector("summary").children;
-    const [encoding, retain, qos] = badges.children;
+    const [encoding, skipped, retain, qos] = badges.children;
     time.textContent = timeOfDay(message.timestamp);
     topic.textContent = topic.title = message.topic;
     line.append(oneLine(message));
     qos.textContent = qosText(message.qos);
     qos.dataset.qos = message.qos;
     if (message.encoding === "base64") encoding.textContent = "base64";
+    else if (message.patch) encoding.textContent = "patch";
     else encoding.remove();
+    if (message.skipped) skipped.textContent = `+${message.skipped}`;
+    else skipped.remove();
+    skipped.title = "So many older messages of this topic were left out";
     if (!message.retain) retain.remove();
     return row;
   }
@@ -410,10 +453,12 @@ function oneLine({ text, encoding }) {
 }
 
 function wholeMessage(message) {
-  const { topic, text, encoding, timestamp, properties, dup } = message;
+  const { topic, text, encoding, timestamp, properties, dup, patch, skipped } = message;
   const bytes = encoding === "base64" ? Uint8Array.from(atob(text), (c) => c.charCodeAt(0)) : new TextEncoder().encode(text);
   const received = new Date(timestamp).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "long" });
   const facts = [received, `${bytes.length} bytes`];
+  if (patch) facts.push("what has changed");
+  if (skipped) facts.push(`${skipped} older ones left out`);
   if (dup) facts.push("delivered before");
   for (const [name, value] of Object.entries(properties ?? {})) facts.push(`${name} ${JSON.stringify(value)}`);
 
@@ -488,6 +533,24 @@ function qosText(qos, asked = qos) {
   return qos === asked ? `QoS ${qos}` : `QoS ${qos} of ${asked}`;
 }
 
+/** What a subscription asks for, in the order of the form; what is usual is not said. */
+function contractText({ format, priority, maxRate, batch, delta }) {
+  const said = [
+    format,
+    priority && `${priority} priority`,
+    maxRate && `at most ${maxRate}/s`,
+    batch && `batches of ${batch.maxMessages} within ${batch.maxDelay} ms`,
+    delta && "changes only",
+  ];
+  return said.filter(Boolean).join(" · ");
+}
+
+function timeLeft(until) {
+  const seconds = Math.max(0, Math.ceil((until - Date.now()) / 1000));
+  if (seconds < 120) return `${seconds} s`;
+  return seconds < 7200 ? `${Math.floor(seconds / 60)} min` : `${Math.floor(seconds / 3600)} h`;
+}
+
 function element(name, className, text = "") {
   return Object.assign(document.createElement(name), { className, textContent: text });
 }
@@ -507,6 +570,7 @@ const session = new Session({
   opened: () => subscriptions.askAgain(),
   delivered: (frame) => log.deliver(frame),
   ended: (topics) => subscriptions.ended(topics),
+  expiring: () => showNotice("The token is about to end. Put a new one into its field and renew it, or the session ends with it."),
   refused: ({ message }) => showNotice(message),
 });
 const subscriptions = new Subscriptions();
@@ -521,14 +585,17 @@ function showSession() {
   $("broker").textContent = $("broker").dataset.status = session.broker ?? "";
   $("client").textContent = $("client").title = session.clientId ?? "";
   $("session").textContent = $("session").title = session.sessionId ?? "";
-  $("connect").hidden = isLive;
-  $("connect").textContent = phase === "waiting" ? "Connect now" : "Connect";
+  const isRenewable = phase === "open" && session.hasToken;
+  $("connect").hidden = isLive && !isRenewable;
+  $("connect").textContent = isRenewable ? "Renew" : phase === "waiting" ? "Connect now" : "Connect";
   $("disconnect").hidden = phase === "idle" || phase === "stopped";
   $("disconnect").textContent = phase === "waiting" ? "Stop" : "Disconnect";
   for (const input of [$("url"), $("client-id")]) {
     input.disabled = isLive;
     input.parentElement.hidden = phase === "open";
   }
+  $("token").disabled = isLive && !isRenewable;
+  $("token").parentElement.hidden = phase === "open" && !isRenewable;
   showNotice(phase === "waiting" || phase === "stopped" ? session.why : "");
 }
 
@@ -543,6 +610,15 @@ function showStatus() {
     stopped: "Stopped",
   }[session.phase];
   if ($("status").textContent !== text) $("status").textContent = text;
+  showExpiry();
+}
+
+function showExpiry() {
+  const { expiresAt } = session;
+  $("expiry").hidden = expiresAt === undefined;
+  if (expiresAt === undefined) return;
+  $("expires").textContent = `ends in ${timeLeft(expiresAt)}`;
+  $("expires").dataset.state = expiresAt - Date.now() <= 60_000 ? "ending" : "good";
 }
 
 function showNotice(text) {
@@ -589,7 +665,31 @@ function everySecond() {
 // The page does what the user asks.
 
 function connect() {
-  session.open($("url").value, $("client-id").value.trim());
+  session.open($("url").value, $("client-id").value.trim(), $("token").value.trim());
+}
+
+async function renew() {
+  try {
+    await session.renew($("token").value.trim());
+    showNotice("");
+    subscriptions.askForDenied();
+  } catch ({ code, message }) {
+    if (code !== "closed") showNotice(message);
+  }
+}
+
+/** The contract that the form asks for: only what is not as usual. */
+function wantedContract() {
+  const number = (id) => ($(id).value === "" ? undefined : Number($(id).value));
+  const unless = (usual, value) => (value === usual ? undefined : value);
+  const maxMessages = number("batch-messages");
+  return {
+    format: unless("text", $("format").value),
+    priority: unless("normal", $("priority").value),
+    maxRate: number("max-rate"),
+    batch: maxMessages && { maxMessages, maxDelay: number("batch-delay") ?? 100 },
+    delta: unless(false, $("delta").checked),
+  };
 }
 
 function onSubmit(form, act) {
@@ -599,14 +699,16 @@ function onSubmit(form, act) {
   });
 }
 
-onSubmit("connection", connect);
+onSubmit("connection", () => (session.phase === "open" ? renew() : connect()));
 $("disconnect").onclick = () => session.close();
 window.addEventListener("online", () => session.phase === "waiting" && connect());
 
 onSubmit("subscribe", () => {
-  subscriptions.add($("filter").value, Number($("filter-qos").value));
+  subscriptions.add($("filter").value, Number($("filter-qos").value), wantedContract());
   $("filter").select();
 });
+// What is wrong in there is told only where it can be seen.
+$("contract").addEventListener("invalid", () => ($("contract").open = true), { capture: true });
 $("suggestions").onclick = ({ target }) => {
   if (target.dataset.filter) subscriptions.add(target.dataset.filter, 0);
 };

@@ -11,12 +11,12 @@ use url::{Origin as UrlOrigin, Url};
 #[serde(try_from = "String", into = "String")]
 pub struct Origin(String);
 
-/// Why a text is no origin.
+/// Why a text is no origin. Never repeats the text, which may hold a password.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no origin: write scheme and host, and the port where it is not the usual one, as in \"https://app.example\""
+    "this is no origin: write scheme and host, and the port where it is not the usual one, as in \"https://app.example\""
 )]
-pub struct OriginError(String);
+pub struct OriginError;
 
 /// What is known of the page that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +32,13 @@ pub enum Page {
 }
 
 impl Page {
-    /// Which it is, by the `Origin` headers of a request to this `Host`.
-    pub fn of<'a>(origins: impl IntoIterator<Item = &'a [u8]>, host: Option<&str>, listed: &[Origin]) -> Page {
+    /// Which it is, by the `Origin` headers of a request to this `Host`, and whether that came by TLS.
+    pub fn of<'a>(
+        origins: impl IntoIterator<Item = &'a [u8]>,
+        host: Option<&str>,
+        is_secure: bool,
+        listed: &[Origin],
+    ) -> Page {
         let mut origins = origins.into_iter();
         let origin = match (origins.next(), origins.next()) {
             (None, _) => return Page::None,
@@ -46,7 +51,7 @@ impl Page {
         };
         if listed.contains(&origin) {
             Page::Listed
-        } else if host.is_some_and(|host| origin.is_at(host)) {
+        } else if host.is_some_and(|host| origin.is_at(host, is_secure)) {
             Page::Own
         } else {
             Page::Foreign
@@ -63,11 +68,11 @@ impl Page {
 }
 
 impl Origin {
-    /// Whether a page of this origin came from that host, by either scheme: a proxy may speak TLS for the gateway.
-    fn is_at(&self, host: &str) -> bool {
-        ["http", "https"]
-            .into_iter()
-            .any(|scheme| format!("{scheme}://{host}").parse::<Origin>().is_ok_and(|own| own == *self))
+    /// Whether a page of this origin came from that host. Where the gateway speaks TLS it sends no page without: such a one is
+    /// whoever's stands on the way. Where it speaks none, a proxy may do so for it.
+    fn is_at(&self, host: &str, is_secure: bool) -> bool {
+        let schemes: &[&str] = if is_secure { &["https"] } else { &["http", "https"] };
+        schemes.iter().any(|scheme| format!("{scheme}://{host}").parse::<Origin>().is_ok_and(|own| own == *self))
     }
 }
 
@@ -75,8 +80,7 @@ impl FromStr for Origin {
     type Err = OriginError;
 
     fn from_str(text: &str) -> Result<Origin, OriginError> {
-        let error = || OriginError(text.chars().take(80).collect());
-        let url = Url::parse(text).map_err(|_| error())?;
+        let url = Url::parse(text).map_err(|_| OriginError)?;
         let is_bare = url.username().is_empty()
             && url.password().is_none()
             && url.path() == "/"
@@ -85,7 +89,7 @@ impl FromStr for Origin {
             && !text.ends_with('/');
         match (url.scheme(), url.origin()) {
             ("http" | "https", origin @ UrlOrigin::Tuple(..)) if is_bare => Ok(Origin(origin.ascii_serialization())),
-            _ => Err(error()),
+            _ => Err(OriginError),
         }
     }
 }
@@ -143,14 +147,29 @@ mod tests {
             (&["https://app.example https://evil.example"], "gw.example", Page::Foreign),
         ] {
             let origins = origins.iter().map(|origin| origin.as_bytes());
-            let page = Page::of(origins.collect::<Vec<_>>(), Some(host), &listed);
+            let page = Page::of(origins.collect::<Vec<_>>(), Some(host), false, &listed);
             assert_eq!(page, expected, "at {host}");
         }
         let own = || ["http://gw.example".as_bytes()];
-        assert_eq!(Page::of(own(), None, &listed), Page::Foreign, "without a Host nothing is the gateway's own");
-        assert_eq!(Page::of([&b"\xff\xfe"[..]], Some("gw.example"), &[]), Page::Foreign);
+        assert_eq!(Page::of(own(), None, false, &listed), Page::Foreign, "without a Host nothing is the gateway's own");
+        assert_eq!(Page::of([&b"\xff\xfe"[..]], Some("gw.example"), false, &[]), Page::Foreign);
         for (page, expected) in [(Page::None, false), (Page::Own, true), (Page::Listed, true), (Page::Foreign, false)] {
             assert_eq!(page.is_trusted(), expected, "{page:?}");
+        }
+    }
+
+    #[test]
+    fn a_gateway_that_speaks_tls_has_no_pages_without() {
+        let listed = ["http://app.example".parse().expect("an origin")];
+        for (origin, host, expected) in [
+            ("https://gw.example", "gw.example", Page::Own),
+            ("https://gw.example:8443", "gw.example:8443", Page::Own),
+            ("http://gw.example", "gw.example", Page::Foreign),
+            ("http://gw.example:8443", "gw.example:8443", Page::Foreign),
+            ("http://gw.example:443", "gw.example", Page::Foreign),
+            ("http://app.example", "gw.example", Page::Listed),
+        ] {
+            assert_eq!(Page::of([origin.as_bytes()], Some(host), true, &listed), expected, "{origin} at {host}");
         }
     }
 

@@ -119,7 +119,15 @@ async fn answer(answers: &Downlink) -> Result<(), Refusal> {
                 Event::Answered(_, result) => return result,
                 Event::Overdue(_, refusal) => return Err(refusal),
                 // Nothing else is said to whoever only publishes.
-                _ => {}
+                Event::Ready(_)
+                | Event::Subscribed(..)
+                | Event::Down
+                | Event::SessionLost
+                | Event::Up { .. }
+                | Event::SubscriptionLost(..)
+                | Event::Judged(_)
+                | Event::Ended(..)
+                | Event::Moved(_) => {}
             }
         }
     }

@@ -170,7 +170,6 @@ mod tests {
 
     use super::*;
 
-    /// A method in the description, and whether the router has it.
     #[test]
     fn the_description_has_every_path_that_there_is_and_no_other() {
         let document: Value = serde_json::from_str(DOCUMENT).expect("JSON");

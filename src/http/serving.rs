@@ -60,6 +60,8 @@ pub struct Peer {
     pub address: IpAddr,
     /// Its place among those who have said nothing, kept as long as anybody has this.
     pub newcomer: Arc<Newcomer>,
+    /// It came by TLS.
+    pub is_secure: bool,
     /// The certificate that it has shown, which was believed then.
     #[allow(dead_code, reason = "for whoever asks who the client is")]
     pub certificate: Option<Arc<PeerCertificate>>,
@@ -104,10 +106,11 @@ async fn serve_connection(stream: TcpStream, address: SocketAddr, serving: Arc<S
         },
     };
     let Some((stream, certificate, router)) = begun else { return };
+    let is_secure = matches!(stream, Stream::Tls(..));
     let write_timeout = terms.context.settings.load().session.write_timeout;
     let connection = Connection::new(stream, write_timeout, terms.lingering.clone());
     let wire = connection.wire();
-    let peer = Peer { wire: wire.clone(), address, newcomer: newcomer.clone(), certificate };
+    let peer = Peer { wire: wire.clone(), address, newcomer: newcomer.clone(), is_secure, certificate };
     let service = service(router.clone(), peer);
     let max_header = terms.config.max_header.get();
     let serving = Builder::new()

@@ -42,7 +42,7 @@ pub async fn upgrade(
     }
     let settings = context.settings.load_full();
     let client = client(&peer, &headers, &trusted_proxies);
-    let page = page(&headers, &settings.doors.allowed_origins);
+    let page = page(&peer, &headers, &settings.doors.allowed_origins);
     if page == Page::Foreign && !settings.doors.allowed_origins.is_empty() {
         turned_away(Reason::AllowedOrigins, Some(client));
         return (StatusCode::FORBIDDEN, format!("{}\n", Reason::AllowedOrigins.sentence())).into_response();
@@ -92,9 +92,10 @@ pub async fn echo(State(context): State<Arc<Context>>, handshake: Handshake) -> 
 }
 
 /// Whose page asks, if one does.
-pub fn page(headers: &HeaderMap, allowed: &[Origin]) -> Page {
+pub fn page(peer: &Peer, headers: &HeaderMap, allowed: &[Origin]) -> Page {
     let origins = headers.get_all(header::ORIGIN).iter().map(|origin| origin.as_bytes());
-    Page::of(origins, headers.get(header::HOST).and_then(|host| host.to_str().ok()), allowed)
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    Page::of(origins, host, peer.is_secure, allowed)
 }
 
 /// Whom the request comes from, behind the proxies that are trusted.

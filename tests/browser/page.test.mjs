@@ -11,22 +11,18 @@ import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import { after, afterEach, before, beforeEach, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { chromium } from "playwright-core";
+import { eventually, launch, scene } from "./support.mjs";
 
 const gateway = process.env.TIDEGATE_URL ?? "http://127.0.0.1:8080";
 const mqttPort = process.env.MQTT_PORT ?? "1883";
 const isMosquitto = process.env.BROKER === "mosquitto";
-const scene = { timeout: 30_000 };
 
 let browser;
 let page;
 let complaints;
 
 before(async () => {
-  browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
-  });
+  browser = await launch();
 }, scene);
 
 beforeEach(async () => {
@@ -135,6 +131,32 @@ test("an invalid filter says what is wrong with it, and the others go on", scene
   assert.equal((await shown("attic/temp")).payload, "21.5");
   await subscription("attic/#/window", "failed").getByTestId("unsubscribe").click();
   await subscription("attic/#/window", "failed").waitFor({ state: "detached" });
+});
+
+test("a subscription is asked for with its options, and what they do is shown", scene, async () => {
+  await page.locator("#contract summary").press("Enter");
+  await page.locator("#format").selectOption("json");
+  await page.locator("#priority").selectOption("low");
+  await page.locator("#max-rate").fill("2");
+  await page.locator("#batch-messages").fill("10");
+  await page.locator("#batch-delay").fill("5");
+  await page.locator("#delta").check();
+  await subscribe("attic/#", 1);
+  const contract = await subscription("attic/#", "granted").getByTestId("contract").textContent();
+  assert.equal(contract, "json · low priority · at most 2/s · batches of 10 within 5 ms · changes only");
+
+  await publish("attic/climate", '{"celsius":21,"note":"the window is closed"}');
+  assert.deepEqual(await shown("attic/climate"), {
+    payload: '{"celsius": 21, "note": "the window is closed"}',
+    badges: ["QoS 1"],
+  });
+  await publish("attic/climate", '{"celsius":22,"note":"the window is closed"}');
+  await publish("attic/climate", '{"celsius":23,"note":"the window is closed"}');
+  await eventually(async () => assert.equal((await shown("attic/climate")).payload, '{"celsius": 23}'));
+  assert.ok((await shown("attic/climate")).badges.includes("patch"));
+
+  await publish("attic/note", '"on"');
+  assert.equal((await shown("attic/note")).payload, '"on"');
 });
 
 test("after unsubscribing nothing more is shown", scene, async () => {
@@ -322,18 +344,6 @@ async function reopenThroughGate() {
   await page.reload();
   await isConnected();
   return gate;
-}
-
-async function eventually(claim) {
-  const deadline = Date.now() + 10_000;
-  for (;;) {
-    try {
-      return await claim();
-    } catch (error) {
-      if (Date.now() > deadline) throw error;
-      await sleep(50);
-    }
-  }
 }
 
 // The broker's side.

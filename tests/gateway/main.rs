@@ -30,6 +30,7 @@ mod resume;
 mod runtime;
 mod scripted_broker;
 mod second_implementation;
+mod secrets;
 mod service;
 mod shared;
 mod slow;

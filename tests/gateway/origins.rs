@@ -133,6 +133,10 @@ async fn a_client_certificate_may_say_who_somebody_is() {
     assert_eq!(first_answer(connect(None, &[]).await).await, (json!("error"), Some(4401)));
     let foreign = [("origin", "https://evil.example")];
     assert_eq!(first_answer(connect(Some("ann"), &foreign).await).await, (json!("error"), Some(4401)));
+    let stripped = format!("http://{}", gateway.address);
+    assert_eq!(first_answer(connect(Some("ann"), &[("origin", &stripped)]).await).await, (json!("error"), Some(4401)));
+    let own = format!("https://{}", gateway.address);
+    assert_eq!(first_answer(connect(Some("ann"), &[("origin", &own)]).await).await, (json!("welcome"), None));
     // A certificate that is revoked ends the session that came with it, and no other.
     certificates.revoke(&[12], 2100);
     assert_eq!(ben.expect("error").await["code"], "not_authenticated");

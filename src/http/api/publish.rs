@@ -80,7 +80,7 @@ async fn rights(context: &Context, peer: &Peer, client: IpAddr, headers: &Header
     if context.overload.is_overloaded() || context.audit.refuses_sessions() {
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "The gateway is busy; publish again later."));
     }
-    let page = ws::page(headers, &settings.doors.allowed_origins);
+    let page = ws::page(peer, headers, &settings.doors.allowed_origins);
     if page == Page::Foreign && !settings.doors.allowed_origins.is_empty() {
         return Err(Problem::new(StatusCode::FORBIDDEN, Reason::AllowedOrigins.sentence()));
     }

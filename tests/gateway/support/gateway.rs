@@ -1,6 +1,7 @@
 //! The program itself, started as a user would, on free ports.
 
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -214,6 +215,15 @@ impl Gateway {
         let line = page.lines().find(|line| line.rsplit_once(' ').is_some_and(|(metric, _)| metric == name));
         let value = line.and_then(|line| line.rsplit_once(' ')).unwrap_or_else(|| panic!("no {name} on\n{page}")).1;
         value.parse().expect("a number")
+    }
+
+    /// What the process has taken of processors: however busy the machine is, it is the same for the same work.
+    pub fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("readable");
+        // User and system time, in ticks of 10 ms; the name of the program before them may hold anything.
+        let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
+        let ticks = fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("a number"));
+        Duration::from_millis(10 * ticks.sum::<u64>())
     }
 
     /// The resident memory of the process, in bytes.
