@@ -129,7 +129,7 @@ impl Dedicated {
         }
     }
 
-    /// Whoever lost the right to the session leaves nothing at the broker: no subscription, nothing that waits, no will.
+    /// Whoever lost the right to the session leaves nothing at the broker: no subscription, and nothing that waits.
     pub(super) async fn forget(&mut self) {
         let until = Instant::now() + self.setup.config.request_timeout;
         while Instant::now() < until {
