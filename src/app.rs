@@ -337,7 +337,7 @@ fn settings(config: &Config, judge: Judge, policy: Arc<Policy>) -> Settings {
 fn tell(change: &Change) {
     let Change { setting, from, to, needs_restart } = change;
     match needs_restart {
-        false => info!(setting, from, to, "changed and in force, for sessions from now on"),
+        false => info!(setting, from, to, "changed and in force"),
         true => warn!(setting, from, to, "changed, but needs a restart"),
     }
 }

@@ -96,6 +96,11 @@ impl Rights {
         Err(denied)
     }
 
+    /// Whether only some of the messages of a subscription are allowed, so that each is to be judged.
+    pub fn narrows(&self, filter: &TopicFilter, qos: Qos) -> bool {
+        self.subscribe(filter, qos).is_ok_and(|granted| granted.is_narrowed)
+    }
+
     /// Whether it may have a message that comes without a subscription that was judged, or by one that was allowed in part.
     pub fn receive(&self, topic: &Topic) -> bool {
         // With some qos it could have subscribed to that topic alone.

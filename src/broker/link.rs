@@ -93,9 +93,7 @@ impl Opening {
 /// Whether the broker must know the session by itself, so that each message for this subscription is judged, or it needs one anyway.
 pub fn needs_own_client(subscription: &Subscription, rights: Option<&Rights>) -> bool {
     let Subscription { filter, options, .. } = subscription;
-    let is_narrowed =
-        || rights.is_some_and(|rights| rights.subscribe(filter, options.qos).is_ok_and(|granted| granted.is_narrowed));
-    subscription.needs_own_client() || is_narrowed()
+    subscription.needs_own_client() || rights.is_some_and(|rights| rights.narrows(filter, options.qos))
 }
 
 /// Whose session it is at the broker.

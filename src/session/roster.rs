@@ -122,12 +122,18 @@ impl Visitor {
         self.is_summoned.store(true, Ordering::Release);
     }
 
-    /// That it has to go, and how, if that is what it was told.
-    pub fn ended_by(&self) -> Option<Close> {
-        match *self.summons.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(Summons::End(close, _)) => Some(close),
+    /// That it has to go, how and why, if that is what it was told; anything else it may be told later.
+    pub fn take_end(&self) -> Option<(Close, Option<Refusal>)> {
+        let mut waiting = self.summons.lock().unwrap_or_else(PoisonError::into_inner);
+        match waiting.take_if(|summons| matches!(summons, Summons::End(..))) {
+            Some(Summons::End(close, refusal)) => Some((close, refusal)),
             Some(Summons::Judge) | None => None,
         }
+    }
+
+    /// Who it is, if it is known.
+    pub fn user(&self) -> Option<Box<str>> {
+        self.rights.load().as_ref().and_then(|rights| rights.identity().user.clone())
     }
 
     /// What it was told since it last looked.
@@ -180,14 +186,6 @@ impl Roster {
     /// All who are here now.
     pub fn visitors(&self) -> Vec<Arc<Visitor>> {
         self.lock().by_client.values().map(|seat| seat.visitor.clone()).filter(|visitor| visitor.is_here()).collect()
-    }
-
-    /// How many of them belong to this user.
-    pub fn count_of(&self, user: &str) -> usize {
-        let is_of = |visitor: &Visitor| {
-            visitor.rights.load().as_ref().is_some_and(|rights| rights.identity().user.as_deref() == Some(user))
-        };
-        self.lock().by_client.values().filter(|seat| is_of(&seat.visitor)).count()
     }
 
     /// Tells something to each session of which this holds, and says how many those are.

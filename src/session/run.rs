@@ -1,5 +1,7 @@
 //! The life of one session, from the upgrade to its end: this loop waits, and `state` decides.
 
+mod standing;
+
 use std::collections::VecDeque;
 use std::future::{pending, poll_fn};
 use std::net::IpAddr;
@@ -18,8 +20,7 @@ use tracing::{debug, info};
 use super::composing::Composer;
 use super::entrance::{Entrance, Lobby, Newcomer, Pass};
 use super::expiry::{Due, Expiry};
-use super::greeting::no_access_control;
-use super::guard::{self, Greeting, Presented, Renewing, Vouching, another_user, expiry, greeted, max_subscriptions};
+use super::guard::{Greeting, Presented, Renewing, Vouching, expiry, greeted, max_subscriptions};
 use super::queue::enter;
 use super::quota::{Quota, Quotas};
 use super::rates::Rates;
@@ -28,14 +29,13 @@ use super::roster::{Place, Summons, Visitor};
 use super::socket::{Inbound, Outbound, Socket, Turn, Writing};
 use super::state::{Effect, State};
 use super::{Config, Roster};
-use crate::access::{Credential, Failure, Identity, Origin, Policy, Reason, Rights};
-use crate::audit::{Audit, Event as Recorded, Request};
-use crate::auth::{self, Judge, Revoked};
-use crate::broker::{Broker, Command, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal, Rest};
+use crate::access::{Identity, Origin, Policy, Reason, Rights};
+use crate::audit::{Audit, Event as Recorded};
+use crate::auth::{Judge, Revoked};
+use crate::broker::{Broker, Command, Credentials, Event, Link, Opening, Owner, Queue, Ready, Rest};
 use crate::delivery::{self, Form};
 use crate::log::Log;
 use crate::metrics;
-use crate::mqtt::Message;
 use crate::mqtt::inflight::Receipt;
 use crate::overload::Overload;
 use crate::shutdown::Drain;
@@ -229,8 +229,8 @@ async fn serve<S: Socket>(
     if let Err(close) = &result {
         attached.close = *close;
         if attached.is_recorded {
-            let rights = attached.visitor.rights.load();
-            let user = rights.as_ref().and_then(|rights| rights.identity().user.as_deref());
+            let user = attached.visitor.user();
+            let user = user.as_deref();
             context.audit.record(&Recorded::Disconnected { session: &session_id, user, close: *close });
         }
         info!(session = session_id, %close, "session ended");
@@ -373,6 +373,11 @@ impl Attached {
     async fn ready<S: Socket>(&self, peer: &mut Peer<S>) -> Result<Ready, Close> {
         let until = Instant::now() + self.context.broker_timeout;
         loop {
+            // Whoever has to go before the session is open goes; all else is seen when it is.
+            if let Some((close, refusal)) = self.visitor.take_end() {
+                peer.refuse(refusal);
+                return Err(close);
+            }
             for event in self.link.downlink.take_events() {
                 match event {
                     Event::Ready(ready) => return Ok(ready),
@@ -386,12 +391,7 @@ impl Attached {
                 }
             }
             select! {
-                () = self.link.downlink.to_session.raised() => {
-                    // Whoever has to go before the session is open goes; all else is seen when it is.
-                    if let Some(close) = self.visitor.ended_by() {
-                        return Err(close);
-                    }
-                }
+                () = self.link.downlink.to_session.raised() => {}
                 () = peer.gone() => return Err(Close::Lost),
                 () = sleep_until(until) => {
                     peer.reply(Reply::refused(Refusal::broker_unavailable(), None));
@@ -539,7 +539,7 @@ impl<'a, S: Socket> Open<'a, S> {
                 () = self.link.downlink.to_session.raised(), if is_writing => {
                     self.on_events(self.link.downlink.take_events())?;
                 }
-                judged = judged(&mut self.renewing) => self.on_renewed(judged),
+                judged = standing::judged(&mut self.renewing) => self.on_renewed(judged),
             }
         }
     }
@@ -683,116 +683,6 @@ impl<'a, S: Socket> Open<'a, S> {
         self.commands.is_empty() && !self.peer.writing.is_full() && self.renewing.is_none()
     }
 
-    /// Somebody outside has something to say.
-    fn on_summons(&mut self, summons: Summons) -> Result<(), Close> {
-        match summons {
-            Summons::End(close, refusal) => {
-                if let Some(refusal) = refusal {
-                    self.peer.reply(Reply::refused(refusal, None));
-                }
-                Err(close)
-            }
-            Summons::Judge => {
-                if self.visitor.vouching.as_ref().is_some_and(|is_believed| !is_believed()) {
-                    let refusal =
-                        Refusal::new(wire::Code::NotAuthenticated, "The client certificate is not believed any more.");
-                    self.peer.reply(Reply::refused(refusal, None));
-                    return Err(Close::Revoked);
-                }
-                let settings = self.context.settings.load();
-                let rights = match (settings.judge.is_on(), self.visitor.rights.load_full()) {
-                    (false, _) => None,
-                    (true, earlier) => {
-                        let identity = match &earlier {
-                            Some(rights) => {
-                                settings.judge.stands(rights.identity(), rights.client_id(), &self.judged_by)
-                            }
-                            None => settings.judge.anonymous(),
-                        };
-                        let identity = identity.ok_or_else(|| {
-                            let message =
-                                "The configuration does not let this session go on; connect with a new token.";
-                            self.peer.reply(Reply::refused(Refusal::new(wire::Code::NotAuthenticated, message), None));
-                            Close::Revoked
-                        })?;
-                        Some(Arc::new(Rights::new(settings.policy.clone(), identity, &self.visitor.client_id)))
-                    }
-                };
-                self.judged_by = settings.judge.clone();
-                self.set_rights(rights, self.credentials.clone());
-                Ok(())
-            }
-        }
-    }
-
-    /// From now on the session may do that.
-    fn set_rights(&mut self, rights: Option<Arc<Rights>>, credentials: Option<Arc<Credentials>>) {
-        self.state.set_rights(rights.clone(), max_subscriptions(self.settings, rights.as_deref()));
-        self.expiry = rights.as_ref().and_then(|rights| expiry(rights.identity()));
-        self.visitor.rights.store(rights.clone());
-        self.credentials.clone_from(&credentials);
-        self.link.downlink.renew(Renewal { rights, credentials });
-    }
-
-    /// A later `auth`: it renews the token, and all else in it is ignored.
-    fn on_renewal(&mut self, credential: Option<Credential>, msgid: Option<MsgId>) {
-        let rights = self.visitor.rights.load_full();
-        let (credential, rights) = match (credential, rights) {
-            (Some(credential), Some(rights)) => (credential, rights),
-            (None, Some(rights)) if rights.identity().user.is_some() => {
-                let message = "An `auth` on an open session renews its token: give the new one.";
-                let refusal = Refusal::new(wire::Code::NotAuthenticated, message);
-                return self.peer.reply(Reply::refused(refusal, msgid));
-            }
-            (Some(_), None) => return self.peer.reply(Reply::refused(no_access_control(), msgid)),
-            (None, _) => return self.peer.reply(auth_response(msgid, None)),
-        };
-        let visitor = auth::Visitor { address: self.visitor.address, client_id: Some(rights.client_id().to_owned()) };
-        // As the configuration is now, and not as it was when the session began.
-        let settings = self.context.settings.load_full();
-        let patience = self.settings.session.auth_timeout;
-        self.renewing = Some(Box::new(Renewing::begin(settings, credential, visitor, msgid, patience)));
-    }
-
-    fn on_renewed(&mut self, judged: Result<Identity, Failure>) {
-        let Some(renewing) = self.renewing.take() else { return };
-        let Renewing { msgid, token, credential, settings, .. } = *renewing;
-        let refusal = match (judged, self.visitor.rights.load_full()) {
-            (Err(failure), _) => {
-                guard::note_failure(self.context, self.visitor.address, &credential, &failure);
-                guard::refusal(&failure)
-            }
-            // Access control was turned off meanwhile.
-            (Ok(_), None) => no_access_control(),
-            (Ok(identity), Some(rights)) if identity.user != rights.identity().user => another_user(),
-            (Ok(identity), Some(rights)) => {
-                match self.context.broker.names(Some(&identity), rights.client_id(), token.as_ref()) {
-                    Err(lacking) => {
-                        let message = format!("The broker is to be told the {lacking}, which the token does not say.");
-                        Refusal::new(wire::Code::NotAuthenticated, message)
-                    }
-                    Ok((_, credentials)) => {
-                        let expires_in = expiry(&identity).map(|expiry| expiry.left(Instant::now()));
-                        self.peer.reply(auth_response(msgid, expires_in));
-                        let session = &self.visitor.session();
-                        self.context.audit.record(&Recorded::Renewed { session, identity: &identity });
-                        let now = self.context.settings.load();
-                        let rights = Rights::new(now.policy.clone(), identity, rights.client_id());
-                        self.judged_by = settings.judge.clone();
-                        if !Arc::ptr_eq(&now, &settings) {
-                            // Whoever let it in may not be there any more.
-                            self.visitor.summon(Summons::Judge);
-                        }
-                        self.set_rights(Some(Arc::new(rights)), credentials);
-                        // One that was made since the token was judged may have missed it.
-                        return self.visitor.judge_revocations(self.context);
-                    }
-                }
-            }
-        };
-        self.peer.reply(Reply::refused(refusal, msgid));
-    }
-
     fn on_flushed(&mut self, frames: bool) {
         let now = StdInstant::now();
         for received in self.batch.received.drain(..) {
@@ -855,29 +745,6 @@ impl<'a, S: Socket> Open<'a, S> {
             }
         }
         Ok(())
-    }
-
-    fn note_publish(&self, message: &Message) {
-        if self.context.audit.covers(&message.topic) {
-            let rights = self.visitor.rights.load();
-            let user = rights.as_ref().and_then(|rights| rights.identity().user.as_deref());
-            let session = &self.visitor.session();
-            self.context.audit.record(&Recorded::Published { session, user, message });
-        }
-    }
-
-    fn note_denied(&self, request: Request, topic: &str, why: &str) {
-        let rights = self.visitor.rights.load();
-        let user = rights.as_ref().and_then(|rights| rights.identity().user.as_deref());
-        let (session, topic) = (&*self.visitor.session(), Some(topic));
-        self.context.audit.record(&Recorded::Refused {
-            session: Some(session),
-            user,
-            address: None,
-            request,
-            topic,
-            why,
-        });
     }
 
     fn tell_drops(&mut self, dropped: u64) {
@@ -1023,6 +890,13 @@ impl<S: Socket> Peer<S> {
         self.writing.push(Outbound::Text(json::reply(&reply)));
     }
 
+    /// Says what was turned down, if that is to be said.
+    pub fn refuse(&mut self, refusal: Option<Refusal>) {
+        if let Some(refusal) = refusal {
+            self.reply(Reply::refused(refusal, None));
+        }
+    }
+
     /// Says why there is no place.
     pub fn turn_away(&mut self, reason: Reason) -> Close {
         self.reply(Reply::refused(reason.refusal(), None));
@@ -1062,14 +936,6 @@ impl<S: Socket> Peer<S> {
                 return;
             }
         }
-    }
-}
-
-/// Resolves when a new token is judged, if one is being judged.
-async fn judged(renewing: &mut Option<Box<Renewing>>) -> Result<Identity, Failure> {
-    match renewing {
-        Some(renewing) => poll_fn(|context| renewing.poll(context)).await,
-        None => pending().await,
     }
 }
 

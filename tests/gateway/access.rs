@@ -382,6 +382,22 @@ async fn a_will_is_judged_with_the_auth_and_withdrawn_with_the_right_to_it() {
 }
 
 #[tokio::test]
+async fn a_withdrawn_will_is_published_again_where_access_control_is_turned_off() {
+    let (mosquitto, gateway) = plant().await;
+    let mut device = Device::subscribe(mosquitto.port, &["-t", "plant/#"]).await;
+    let will = json!({"topic": "plant/north/will", "payload": "gone"});
+    let (mut browser, _) = gateway.open(json!({"token": operator("olga"), "will": will})).await;
+    browser.send(json!({"type": "auth", "token": viewer("olga")})).await;
+    browser.expect("auth_response").await;
+    assert!(publishing(&mut browser, "plant/open").await.is_err());
+    gateway.reload("").await;
+    eventually("everything is allowed", async || publishing(&mut browser, "plant/open").await.is_ok()).await;
+    assert_eq!(device.next().await, "plant/open 1");
+    browser.vanish();
+    assert_eq!(device.next().await, "plant/north/will gone");
+}
+
+#[tokio::test]
 async fn users_may_have_passwords() {
     let mosquitto = Mosquitto::start().await;
     let hash = Gateway::run(&["hash", "password"], "correct horse").await;

@@ -142,8 +142,7 @@ impl Dedicated {
 
     fn is_narrowed(&self, subscription: &Subscription) -> bool {
         let Subscription { filter, options, .. } = subscription;
-        let judged = self.opening.rights.as_ref().map(|rights| rights.subscribe(filter, options.qos));
-        judged.is_some_and(|judged| judged.is_ok_and(|granted| granted.is_narrowed))
+        self.opening.rights.as_ref().is_some_and(|rights| rights.narrows(filter, options.qos))
     }
 
     /// Ends what the session may not read any more, at once: what waits for it leaves, and what still comes of it is dropped.
@@ -151,7 +150,8 @@ impl Dedicated {
         self.opening.rights.clone_from(&rights);
         let mut ended = Vec::new();
         let Some(rights) = rights else {
-            // Nothing ends, and nothing is left out any more.
+            // Nothing ends, and nothing is left out or void any more.
+            self.is_will_void = false;
             for filter in self.subscriptions.iter().map(|subscription| subscription.filter.clone()).collect::<Vec<_>>()
             {
                 self.subscriptions.set_narrowed(&filter, false);
