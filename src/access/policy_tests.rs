@@ -14,16 +14,11 @@ use crate::mqtt::Message;
 use crate::wire::Code;
 
 /// The configuration that the documentation shows.
-const PLANT: &str = r#"
-    [roles.operator]
-    grants = [
-      { allow = ["subscribe", "publish"], topics = ["plant/{claim.site}/#"] },
-      { deny = ["publish"], topics = ["plant/+/safety/#"] },
-    ]
-
-    [roles.viewer]
-    grants = [{ allow = ["subscribe"], topics = ["plant/{claim.site}/+/status", "user/{user}/#"] }]
-"#;
+fn plant() -> &'static str {
+    let documentation = include_str!("../../docs/access.md");
+    let (_, example) = documentation.split_once("```toml\n").expect("an example");
+    example.split_once("```").expect("its end").0
+}
 
 #[derive(Deserialize)]
 struct File {
@@ -67,11 +62,11 @@ fn subscribes(rights: &Rights, to: &str, qos: Qos) -> Option<(u8, bool)> {
 
 #[test]
 fn the_configuration_of_the_documentation_is_understood_as_written() {
-    let operator = rights(PLANT, false, &["operator"], json!({"site": "north"}));
-    let viewer = rights(PLANT, false, &["viewer"], json!({"site": "north"}));
-    let both = rights(PLANT, false, &["viewer", "operator"], json!({"site": "north"}));
-    let of_two_sites = rights(PLANT, false, &["viewer"], json!({"site": ["north", "south"]}));
-    let of_none = rights(PLANT, false, &["operator", "viewer"], json!({}));
+    let operator = rights(plant(), false, &["operator"], json!({"site": "north"}));
+    let viewer = rights(plant(), false, &["viewer"], json!({"site": "north"}));
+    let both = rights(plant(), false, &["viewer", "operator"], json!({"site": "north"}));
+    let of_two_sites = rights(plant(), false, &["viewer"], json!({"site": ["north", "south"]}));
+    let of_none = rights(plant(), false, &["operator", "viewer"], json!({}));
     for (who, action, on, expected) in [
         (&operator, "publish", "plant/north/pump/1", true),
         (&operator, "publish", "plant/north", true),
@@ -183,7 +178,7 @@ fn system_topics_are_closed_unless_they_are_named() {
 
 #[test]
 fn where_subscriptions_are_narrowed_a_part_is_enough_and_each_message_is_judged() {
-    let rights = rights(PLANT, true, &["operator", "viewer"], json!({"site": "north"}));
+    let rights = rights(plant(), true, &["operator", "viewer"], json!({"site": "north"}));
     assert_eq!(subscribes(&rights, "plant/north/#", Qos::AtMostOnce), Some((0, false)), "allowed as a whole");
     assert_eq!(subscribes(&rights, "#", Qos::AtLeastOnce), Some((1, true)));
     assert_eq!(subscribes(&rights, "plant/+/pump/status", Qos::AtMostOnce), Some((0, true)));
@@ -202,7 +197,7 @@ fn where_subscriptions_are_narrowed_a_part_is_enough_and_each_message_is_judged(
 
 #[test]
 fn a_refusal_names_the_rule() {
-    let operator = rights(PLANT, false, &["operator"], json!({"site": "north"}));
+    let operator = rights(plant(), false, &["operator"], json!({"site": "north"}));
     let message = |to: &str| Message {
         topic: topic(to),
         payload: Default::default(),
@@ -218,9 +213,9 @@ fn a_refusal_names_the_rule() {
     );
     let refusal = operator.publish(&message("other")).expect_err("not allowed");
     assert_eq!(refusal.message, "You may not publish to other: no grant of the role operator allows it.");
-    let refusal = rights(PLANT, false, &[], json!({})).subscribe(&filter("a"), Qos::AtMostOnce).expect_err("no role");
+    let refusal = rights(plant(), false, &[], json!({})).subscribe(&filter("a"), Qos::AtMostOnce).expect_err("no role");
     assert_eq!(refusal.message, "You may not subscribe to a: the session has no role.");
-    let refusal = rights(PLANT, false, &["gone", "viewer"], json!({})).publish(&message(&"x".repeat(60_000)));
+    let refusal = rights(plant(), false, &["gone", "viewer"], json!({})).publish(&message(&"x".repeat(60_000)));
     assert!(refusal.expect_err("not allowed").message.len() < 1000);
 }
 

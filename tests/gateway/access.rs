@@ -89,6 +89,14 @@ pub async fn turned_away(mut browser: Browser) -> (String, u16) {
 
 #[tokio::test]
 async fn the_configuration_of_the_documentation_does_what_it_says() {
+    let documentation = include_str!("../../docs/access.md");
+    let shown = documentation.split("```").find_map(|text| text.strip_prefix("toml\n")).expect("an example");
+    let mut shown: toml::Table = shown.parse().expect("TOML");
+    let jwt = shown["auth"]["jwt"].as_table_mut().expect("a section");
+    jwt.remove("secret_file").expect("the secret has a file there");
+    jwt.insert("secret".to_owned(), SECRET.into());
+    assert_eq!(shown, PLANT.parse().expect("TOML"));
+
     let (_mosquitto, gateway) = plant().await;
     let mut operator = opened(&gateway, &operator("olga")).await;
     let mut viewer = opened(&gateway, &viewer("vera")).await;
