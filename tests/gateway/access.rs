@@ -6,7 +6,7 @@ use base64_simd::STANDARD;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
 
-use crate::support::{Browser, Device, Gateway, Mosquitto, eventually};
+use crate::support::{Browser, Device, Gateway, Mosquitto, Proxy, Way, eventually};
 
 pub const SECRET: &str = "a secret of at least thirty-two bytes";
 
@@ -268,6 +268,23 @@ async fn a_renewal_with_fewer_rights_ends_what_is_not_allowed_any_more() {
     browser.expect("auth_response").await;
     assert_eq!(browser.expect("unsubscribed").await["topics"][0]["topic"], "user/vera/#");
     assert_eq!(subscribing(&mut browser, "plant/north/#").await["qos"], 1);
+}
+
+#[tokio::test]
+async fn nothing_that_a_broker_still_sends_follows_the_end_of_the_right_to_it() {
+    let mosquitto = Mosquitto::start().await;
+    let proxy = Proxy::before(mosquitto.port).await;
+    let gateway = Gateway::start(&proxy.url(), PLANT).await;
+    let mut browser = opened(&gateway, &token("vera", json!({"roles": ["operator", "viewer"], "site": "north"}))).await;
+    browser.ask(json!({"type": "subscribe", "topics": ["plant/north/#", "user/vera/#"]})).await;
+    // The broker does not hear of the end.
+    proxy.hold_way(Way::To);
+    browser.send(json!({"type": "auth", "token": viewer("vera")})).await;
+    browser.expect("auth_response").await;
+    assert_eq!(browser.expect("unsubscribed").await["topics"][0]["topic"], "plant/north/#");
+    Device::publish(mosquitto.port, &["-t", "plant/north/a/b", "-m", "no"]).await;
+    Device::publish(mosquitto.port, &["-t", "user/vera/a", "-m", "yes"]).await;
+    assert_eq!(browser.next_delivery().await, ("user/vera/a".to_owned(), "yes".to_owned()));
 }
 
 #[tokio::test]

@@ -290,6 +290,22 @@ async fn a_revoked_user_token_or_device_is_out_at_once_until_the_revocation_is_l
 }
 
 #[tokio::test]
+async fn whoever_is_revoked_while_the_session_opens_is_told_at_once() {
+    let mosquitto = Mosquitto::start().await;
+    let proxy = Proxy::before(mosquitto.port).await;
+    let gateway = Gateway::start(&proxy.url(), PLANT).await;
+    let api = Api::at(&gateway.admin);
+    proxy.hold();
+    let mut browser = gateway.connect().await;
+    browser.send(json!({"type": "auth", "token": operator("olga")})).await;
+    eventually("it opens", async || gateway.metric("tidegate_broker_links{state=\"down\"}").await == 1.0).await;
+    let revoked = api.post("/api/v1/revocations", json!({"user": "olga", "until": FAR})).await;
+    assert_eq!(revoked.body["sessions"], 1);
+    // Not `broker_unavailable` and 4503, when the broker's time is up.
+    is_revoked(&mut browser).await;
+}
+
+#[tokio::test]
 async fn a_new_token_that_was_revoked_renews_nothing() {
     let (_mosquitto, gateway, api) = plant().await;
     let with = |id: &str| token("olga", json!({"roles": "operator", "site": "north", "jti": id}));
