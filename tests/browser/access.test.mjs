@@ -282,6 +282,7 @@ describe("access", { skip: !program && "TIDEGATE_PROGRAM names no program" }, ()
       assert.match(gateway.log, /session opened/);
       assert.ok(!gateway.log.includes(signature) && !metrics.includes(signature));
     } finally {
+      await page.context().close(); // it may still fetch an icon of the site
       await site.stop();
     }
   });
