@@ -110,7 +110,7 @@ async fn a_session_that_panics_leaves_no_gauge_and_no_place_in_the_roster() {
         let client = [127, 0, 0, 1].into();
         let pass = context.entrance.arrive(client);
         assert_eq!(pass.as_ref().map(Pass::position), Ok(None), "there is a place at once");
-        let arrival = Arrival { credential: None, vouching: None, client, pass, newcomer: None };
+        let arrival = Box::new(Arrival { credential: None, vouching: None, client, pass, newcomer: None });
         let ended = tasks.spawn(session::run(socket, context.clone(), settings, arrival)).await;
         assert!(ended.expect_err("it panics").is_panic());
         assert_eq!(metric("tidegate_panics_total"), f64::from(sessions));

@@ -76,7 +76,8 @@ async fn live(mut dedicated: Box<Dedicated>, predecessor: Option<Handle>) {
         }
     }
     if dedicated.end.as_ref().is_some_and(|end| end.close == Close::Revoked) && dedicated.is_connected_once() {
-        dedicated.forget().await;
+        // Rare, and larger than all of the above: on the heap only while it lasts.
+        Box::pin(dedicated.forget()).await;
     }
 }
 

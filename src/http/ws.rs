@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::extract::{Extension, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
 use rand::Rng;
 
 use super::connection::Phase;
@@ -56,14 +57,13 @@ pub async fn upgrade(
     }
     let vouching =
         peer.certificate.clone().map(|certificate| -> Vouching { Arc::new(move || certificate.is_trusted()) });
-    let arrival = Arrival { credential, vouching, client, pass, newcomer: Some(peer.newcomer) };
+    let arrival = Box::new(Arrival { credential, vouching, client, pass, newcomer: Some(peer.newcomer) });
     let share = Share::new(unfinished, settings.wire.max_unfinished_bytes.get());
     let task = context.tasks.token();
-    handshake.accept(agreed.subprotocol, async move |connection, begun| {
+    handshake.accept(agreed.subprotocol, move |connection, begun| {
         peer.wire.set_phase(Phase::Session);
         let socket = WebSocket::new(connection, begun, settings.wire.max_frame.get(), share);
-        session::run(socket, context, settings, arrival).await;
-        drop(task);
+        session::run(socket, context, settings, arrival).map(move |()| drop(task))
     })
 }
 

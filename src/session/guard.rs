@@ -42,6 +42,12 @@ pub struct Greeting<T> {
     pub answer: Option<Option<MsgId>>,
     /// A first frame that is to be served after the welcome.
     pub first: Option<T>,
+    /// Whose.
+    pub guest: Guest,
+}
+
+/// Whoever opens a session.
+pub struct Guest {
     /// What its client calls itself, or is called.
     pub client_id: String,
     /// What it may do; nothing where there is no access control.
@@ -135,7 +141,8 @@ pub async fn greeted<S: Socket>(
                 })?;
                 let token = known.and_then(|known| known.token);
                 let first = text.filter(|_| serve);
-                return Ok(Greeting { auth, answer, first, client_id, rights, token, quota });
+                let guest = Guest { client_id, rights, token, quota };
+                return Ok(Greeting { auth, answer, first, guest });
             }
             Err(refusal) => {
                 let will = auth.will.as_ref().filter(|_| refusal.code == Code::NotAuthorized);

@@ -14,8 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The rates of a session, where it has any.
 #[derive(Debug, Default)]
 pub struct Rates {
-    frames: Option<Limit>,
-    publishes: Option<Limit>,
+    frames: Option<Box<Limit>>,
+    publishes: Option<Box<Limit>>,
 }
 
 #[derive(Debug)]
@@ -43,10 +43,12 @@ impl Rates {
         Rates {
             frames: config
                 .max_frames_per_second
-                .map(|per_second| Limit::new(per_second, "frames", "session.max_frames_per_second")),
+                .map(|per_second| Limit::new(per_second, "frames", "session.max_frames_per_second"))
+                .map(Box::new),
             publishes: config
                 .max_publishes_per_second
-                .map(|per_second| Limit::new(per_second, "publishes", "session.max_publishes_per_second")),
+                .map(|per_second| Limit::new(per_second, "publishes", "session.max_publishes_per_second"))
+                .map(Box::new),
         }
     }
 

@@ -20,7 +20,7 @@ use tracing::{debug, info};
 use super::composing::Composer;
 use super::entrance::{Entrance, Lobby, Newcomer, Pass};
 use super::expiry::{Due, Expiry};
-use super::guard::{Greeting, Presented, Renewing, Vouching, expiry, greeted, max_subscriptions};
+use super::guard::{Greeting, Guest, Presented, Renewing, Vouching, expiry, greeted, max_subscriptions};
 use super::queue::enter;
 use super::quota::{Quota, Quotas};
 use super::rates::Rates;
@@ -141,10 +141,10 @@ pub fn run<S: Socket>(
     socket: S,
     context: Arc<Context>,
     settings: Arc<Settings>,
-    arrival: Arrival,
+    arrival: Box<Arrival>,
 ) -> impl Future<Output = ()> + Send {
     let peer = Box::new(Peer { socket, writing: Writing::default(), early: VecDeque::new() });
-    live(peer, context, settings, Box::new(arrival))
+    live(peer, context, settings, arrival)
 }
 
 async fn live<S: Socket>(
@@ -179,10 +179,33 @@ async fn serve<S: Socket>(
     settings: &Arc<Settings>,
     arrival: &mut Arrival,
 ) -> Result<Never, Close> {
-    let Greeting { auth, answer, first, client_id, rights, token, quota } =
-        Box::pin(greeted(peer, context, settings, arrival)).await?;
-    let number = rand::rng().random::<u64>();
-    let session_id = format!("{number:016x}");
+    let Greeting { auth, answer, first, guest } = Box::pin(greeted(peer, context, settings, arrival)).await?;
+    let mut attached = attach(peer, context, settings, arrival, &auth, guest)?;
+    let opened = async {
+        let ready = Box::pin(attached.ready(peer)).await?;
+        attached.record();
+        let state = attached.welcome(peer, auth, answer, ready);
+        let mut open = Box::new(Open::new(peer, state, &mut attached));
+        open.begin(first)?;
+        let result = Box::pin(open.serve()).await;
+        open.begin_writing();
+        result
+    };
+    let Err(close) = opened.await;
+    attached.on_end(close);
+    Err(close)
+}
+
+/// Asks for the session at the broker, for a guest who may have it.
+fn attach<S: Socket>(
+    peer: &mut Peer<S>,
+    context: &Arc<Context>,
+    settings: &Arc<Settings>,
+    arrival: &mut Arrival,
+    auth: &Auth,
+    guest: Guest,
+) -> Result<Attached, Close> {
+    let Guest { client_id, rights, token, quota } = guest;
     let identity = rights.as_ref().map(|rights| rights.identity());
     let names = context.broker.names(identity, &client_id, token.as_ref());
     let (broker_id, credentials) = names.map_err(|lacking| {
@@ -194,7 +217,8 @@ async fn serve<S: Socket>(
         peer.reply(Reply::refused(refusal, None));
         return Err(Close::AuthenticationFailed);
     }
-    let visitor = Visitor::new(number, arrival.client, &client_id, rights.clone(), arrival.vouching.take());
+    let visitor =
+        Visitor::new(rand::rng().random(), arrival.client, &client_id, rights.clone(), arrival.vouching.take());
     let opening = Opening {
         client_id: broker_id,
         clean: auth.clean,
@@ -214,7 +238,7 @@ async fn serve<S: Socket>(
         visitor.summon(Summons::Judge);
     }
     visitor.judge_revocations(context);
-    let mut attached = Attached {
+    Ok(Attached {
         link,
         place: Some(place),
         context: context.clone(),
@@ -224,18 +248,7 @@ async fn serve<S: Socket>(
         quota: Some(quota),
         is_recorded: false,
         close: Close::Fault,
-    };
-    let result = Box::pin(attached.serve(peer, auth, answer, first, session_id.clone())).await;
-    if let Err(close) = &result {
-        attached.close = *close;
-        if attached.is_recorded {
-            let user = attached.visitor.user();
-            let user = user.as_deref();
-            context.audit.record(&Recorded::Disconnected { session: &session_id, user, close: *close });
-        }
-        info!(session = session_id, %close, "session ended");
-    }
-    result
+    })
 }
 
 /// What a client is called that does not say.
@@ -290,23 +303,8 @@ impl Drop for Attached {
 }
 
 impl Attached {
-    async fn serve<S: Socket>(
-        &mut self,
-        peer: &mut Peer<S>,
-        auth: Box<Auth>,
-        answer: Option<Option<MsgId>>,
-        first: Option<S::Text>,
-        session_id: String,
-    ) -> Result<Never, Close> {
-        let ready = Box::pin(self.ready(peer)).await?;
-        self.record(&session_id);
-        let state = self.welcome(peer, *auth, answer, ready, session_id);
-        let mut open = Box::new(Open::new(peer, state, self));
-        open.run(first).await
-    }
-
     /// Has it recorded who has come.
-    fn record(&mut self, session: &str) {
+    fn record(&mut self) {
         self.is_recorded = true;
         let rights = self.visitor.rights.load();
         let nobody;
@@ -317,19 +315,30 @@ impl Attached {
                 &nobody
             }
         };
-        let (address, client_id) = (self.visitor.address, &*self.visitor.client_id);
-        self.context.audit.record(&Recorded::Connected { session, identity, address, client_id });
+        let (session, address, client_id) = (self.visitor.session(), self.visitor.address, &*self.visitor.client_id);
+        self.context.audit.record(&Recorded::Connected { session: &session, identity, address, client_id });
+    }
+
+    /// The session ends so, and it is said.
+    fn on_end(&mut self, close: Close) {
+        self.close = close;
+        let session = self.visitor.session();
+        if self.is_recorded {
+            let user = self.visitor.user();
+            self.context.audit.record(&Recorded::Disconnected { session: &session, user: user.as_deref(), close });
+        }
+        info!(session, %close, "session ended");
     }
 
     /// Says what the session is, which is open from now on.
     fn welcome<S: Socket>(
         &mut self,
         peer: &mut Peer<S>,
-        auth: Auth,
+        auth: Box<Auth>,
         answer: Option<Option<MsgId>>,
         ready: Ready,
-        session_id: String,
     ) -> State {
+        let session_id = self.visitor.session();
         let rights = self.visitor.rights.load_full();
         let limits = limits(&self.settings, &ready, rights.as_deref());
         // Where users are told apart, the broker knows the client by another name than its own.
@@ -487,12 +496,10 @@ impl<'a, S: Socket> Open<'a, S> {
         }
     }
 
-    async fn run(&mut self, first: Option<S::Text>) -> Result<Never, Close> {
+    /// With the frame that opened it, if that is to be served.
+    fn begin(&mut self, first: Option<S::Text>) -> Result<(), Close> {
         self.link.downlink.set_direct(self.peer.socket.direct());
-        first.map_or(Ok(()), |text| self.on_text(text.as_ref()))?;
-        let result = self.serve().await;
-        self.begin_writing();
-        result
+        first.map_or(Ok(()), |text| self.on_text(text.as_ref()))
     }
 
     async fn serve(&mut self) -> Result<Never, Close> {

@@ -9,7 +9,7 @@ use axum::http::request;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use bytes::BytesMut;
-use hyper::upgrade::{OnUpgrade, Parts};
+use hyper::upgrade::{OnUpgrade, Parts, Upgraded};
 use hyper_util::rt::TokioIo;
 use sha1::{Digest, Sha1};
 
@@ -63,16 +63,12 @@ impl Handshake {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let accepted = accepted(self.key.as_bytes());
+        let Handshake { key, upgrade } = self;
+        let accepted = accepted(key.as_bytes());
         tokio::spawn(async move {
-            if let Ok(upgraded) = self.upgrade.await
-                && let Ok(Parts { io, read_buf, .. }) = upgraded.downcast::<TokioIo<Connection>>()
-            {
-                let begun = BytesMut::from(&read_buf[..]);
-                // It holds all of hyper's buffer, however little is in it.
-                drop(read_buf);
-                Box::pin(serve(io.into_inner(), begun)).await;
-            }
+            // What is held here is held as long as the connection: the call's result and nothing else.
+            let Some((connection, begun)) = upgrade.await.ok().and_then(taken) else { return };
+            serve(connection, begun).await;
         });
         let mut response = Response::builder()
             .status(StatusCode::SWITCHING_PROTOCOLS)
@@ -84,6 +80,13 @@ impl Handshake {
         }
         response.body(Body::empty()).expect("the headers are valid")
     }
+}
+
+/// The connection, and what was read of it already.
+fn taken(upgraded: Upgraded) -> Option<(Connection, BytesMut)> {
+    let Parts { io, read_buf, .. } = upgraded.downcast::<TokioIo<Connection>>().ok()?;
+    // That is all of hyper's buffer, however little is in it.
+    Some((io.into_inner(), BytesMut::from(&read_buf[..])))
 }
 
 fn accepted(key: &[u8]) -> String {
