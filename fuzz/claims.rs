@@ -3,9 +3,18 @@
 //!
 //! None may panic. What one accepts is judged again in another way, and comes back whole from whatever writes it.
 
+use std::net::Ipv4Addr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
 use bytes::BytesMut;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use tidegate::access::Credential;
+use tidegate::auth::config::Jwt;
+use tidegate::auth::jwt::Algorithm;
+use tidegate::auth::{self, Judge, Visitor};
 use tidegate::broker::BrokerUrl;
 use tidegate::config::{Config, Flags};
 use tidegate::delivery::merge_patch::{diff, object};
@@ -22,7 +31,7 @@ use tidegate::wire::{Close, Code};
 pub type Claim = fn(&[u8]);
 
 /// One for each parser, by the name of its fuzz target.
-pub const CLAIMS: [(&str, Claim); 8] = [
+pub const CLAIMS: [(&str, Claim); 9] = [
     ("frame", |data| on_text(data, frame)),
     ("merge_patch", merge_patch),
     ("packets", packets),
@@ -30,6 +39,7 @@ pub const CLAIMS: [(&str, Claim); 8] = [
     ("topics", |data| on_text(data, topics)),
     ("broker_url", |data| on_text(data, broker_url)),
     ("subprotocols", |data| on_text(data, subprotocols)),
+    ("token", |data| on_text(data, token)),
     ("settings", |data| on_text(data, settings)),
 ];
 
@@ -365,6 +375,29 @@ fn subprotocols(text: &str) {
             let secrets = offered.iter().filter_map(|name| name.strip_prefix("bearer."));
             assert!(secrets.filter(|secret| secret.len() > 20).all(|secret| !told.contains(secret)));
         }
+    }
+}
+
+/// `Judge::check` of a JSON Web Token: nobody comes in but by the one that was signed, whatever is made of it.
+fn token(text: &str) {
+    let jwt = Jwt {
+        algorithms: vec![Algorithm::Hs256],
+        secret: Some("thirty-two bytes, known to nobody".into()),
+        audience: vec!["tidegate".to_owned()],
+        ..Jwt::default()
+    };
+    let config = auth::Config { jwt: Some(jwt), ..auth::Config::default() };
+    let judge = Judge::new(&config, Arc::default()).expect("a judge");
+    let (credential, visitor) =
+        (Credential::Token(text.into()), Visitor { address: Ipv4Addr::LOCALHOST.into(), client_id: None });
+    let checking = pin!(judge.check(&credential, &visitor));
+    let Poll::Ready(judged) = checking.poll(&mut Context::from_waker(Waker::noop())) else {
+        panic!("nobody is asked where the secret is there");
+    };
+    assert_eq!(judged.is_ok(), text == include_str!("seeds/token/signed"));
+    if let Err(failure) = judged {
+        let (told, longest) = (failure.to_string(), text.split('.').max_by_key(|part| part.len()).unwrap_or_default());
+        assert!(longest.len() < 20 || !told.contains(longest), "{told}");
     }
 }
 

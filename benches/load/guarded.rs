@@ -1,28 +1,30 @@
 //! A gateway that asks who comes: each session shows a JSON Web Token, and has twenty grants.
 
-use jsonwebtoken::{EncodingKey, Header, encode};
-use serde_json::{Value, json};
 use std::fmt::Write;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde_json::{Value, json};
 
 const SECRET: &str = "what the gateway and this tool share";
-static TOKEN: OnceLock<String> = OnceLock::new();
+static KEY: OnceLock<EncodingKey> = OnceLock::new();
+static USERS: AtomicU64 = AtomicU64::new(0);
 
 /// From now on sessions of this process show a token.
 pub fn begin() {
-    // In the year 2100.
-    let claims =
-        json!({"sub": "load", "aud": "tidegate", "exp": 4_102_444_800_u64, "roles": ["reader"], "site": "north"});
-    let token = encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET.as_bytes()));
-    TOKEN.get_or_init(|| token.expect("a token is signed"));
+    KEY.get_or_init(|| EncodingKey::from_secret(SECRET.as_bytes()));
 }
 
-/// What a session says that wants nothing of its own.
+/// What a session says that wants nothing of its own: who it is, where that is asked. No two are the same user.
 pub fn auth() -> Value {
-    match TOKEN.get() {
-        Some(token) => json!({"type": "auth", "token": token}),
-        None => json!({"type": "auth"}),
-    }
+    let Some(key) = KEY.get() else { return json!({"type": "auth"}) };
+    let user = format!("{:x}-{:x}", std::process::id(), USERS.fetch_add(1, Ordering::Relaxed));
+    // In the year 2100.
+    let claims =
+        json!({"sub": user, "aud": "tidegate", "exp": 4_102_444_800_u64, "roles": ["reader"], "site": "north"});
+    let token = encode(&Header::default(), &claims, key).expect("a token is signed");
+    json!({"type": "auth", "token": token})
 }
 
 /// The gateway's configuration. What the sessions read is allowed by the grant that is looked at last.

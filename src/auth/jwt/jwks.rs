@@ -99,7 +99,7 @@ impl Jwks {
             let turn = shared.turn.clone().lock_owned().await;
             let has_succeeded = fetch(shared.clone(), turn).await;
             let wait = if has_succeeded { shared.refresh } else { patience.min(shared.refresh) };
-            patience = if has_succeeded { shared.min_interval } else { patience * 2 };
+            patience = if has_succeeded { shared.min_interval } else { wait * 2 };
             sleep(wait).await;
         }
     }

@@ -224,6 +224,22 @@ async fn keys_are_fetched_at_the_start_and_then_again_and_again() {
     watching.abort();
 }
 
+/// So many failures that a wait which only ever doubles is beyond all numbers.
+#[tokio::test]
+async fn however_long_the_issuer_is_away_its_keys_are_asked_for_again_and_again() {
+    let one = issuer("one");
+    let server = Server::start(Reply::json(500, &Value::Null)).await;
+    let jwt = jwt(&config::Jwt { jwks_refresh: 2 * MILLI, jwks_min_interval: MILLI, ..config(&server.url("/")) });
+    let watched = jwt.clone();
+    let watching = tokio::spawn(async move { watched.watch().await });
+    eventually("tried on", || server.count() > 100).await;
+    server.replies(Reply::keys(&[&one]));
+    let asked = server.count();
+    eventually("fetched", || server.count() > asked + 1).await;
+    assert!(check(&jwt, &one).await.is_ok() && !watching.is_finished());
+    watching.abort();
+}
+
 #[tokio::test]
 async fn a_configuration_that_is_read_again_keeps_the_keys_of_the_same_issuer() {
     let one = issuer("one");
