@@ -473,9 +473,8 @@ impl Dedicated {
                 });
                 self.on_outcomes(refused);
                 self.is_session_lost |= !session_present;
-                if !session_present {
-                    self.restore();
-                }
+                // Also where the broker has the session: one that was killed may have it as it was before they were made.
+                self.restore();
                 self.restoring = self.origins.values().filter(|origin| matches!(origin, Origin::Restore(_))).count();
                 if self.is_ready && self.restoring == 0 {
                     self.tell_up();

@@ -331,6 +331,7 @@ impl Attached {
     }
 
     /// Says what the session is, which is open from now on.
+    #[expect(clippy::boxed_local, reason = "its place is free from here on, and not only when the session ends")]
     fn welcome<S: Socket>(
         &mut self,
         peer: &mut Peer<S>,

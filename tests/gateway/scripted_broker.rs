@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::RetainForwardRule;
 use serde_json::{Value, json};
 
 use crate::support::Browser;
@@ -335,6 +336,24 @@ async fn a_subscription_that_comes_back_no_more_is_told() {
     expect_up(&mut browser, false).await;
 }
 
+/// One that was killed may have it as it was before the subscription was made.
+#[tokio::test]
+async fn a_broker_that_has_the_session_is_asked_for_the_subscription_again() {
+    let (mut broker, house) = ScriptedBroker::with_gateway("").await;
+    let (mut browser, mut link, _) = broker.open(&house, &[]).await;
+    subscribe(&mut browser, &mut link, json!({"topic": "a"})).await;
+    cut(&mut browser, link).await;
+    let mut link = broker.resumed().await;
+    let asked = link.next_subscribe().await;
+    let filter = &asked.filters[0];
+    let if_new = RetainForwardRule::OnNewSubscribe;
+    assert_eq!((filter.path.as_str(), &filter.retain_forward_rule), ("a", &if_new), "what is stored came already");
+    browser.hears_nothing_for(Duration::from_millis(100)).await;
+    link.answer(SUBACK, asked.pkid, 0).await;
+    expect_up(&mut browser, true).await;
+    works(&mut browser, &mut link).await;
+}
+
 #[tokio::test]
 async fn a_subscription_that_the_broker_of_the_next_link_has_no_room_for_is_told_and_not_sent() {
     let (mut broker, house) = ScriptedBroker::with_gateway("").await;
@@ -628,6 +647,7 @@ async fn a_delivery_between_pubrec_and_pubcomp_is_completed_on_the_next_link_and
         assert!(matches!(link.next().await, Packet::PubRec(pubrec) if pubrec.pkid == 9));
         cut(&mut browser, link).await;
         let mut link = broker.resumed().await;
+        link.grant().await;
         expect_up(&mut browser, true).await;
         if is_sent_again {
             link.publish(QOS_2 | DUP, 9, "a", name, &[subscription]).await;
@@ -671,13 +691,12 @@ async fn acks_of_the_client_are_released_on_the_next_link_if_the_broker_still_ha
         browser.send(json!({"type": "ack", "msgid": msgid})).await;
         let mut link = broker.next_link().await;
         link.let_in(session_present, &[]).await;
+        link.grant().await;
+        expect_up(&mut browser, session_present).await;
         if session_present {
-            expect_up(&mut browser, true).await;
             link.publish(QOS_1 | DUP, 9, "a", "x", &[subscription]).await;
             assert!(matches!(link.next().await, Packet::PubAck(puback) if puback.pkid == 9));
         } else {
-            link.grant().await;
-            expect_up(&mut browser, false).await;
             link.publish(QOS_1, 9, "a", "x", &[subscription]).await;
             let again = browser.expect("mqtt").await;
             assert_eq!(again["msgid"], msgid, "derived from what the broker sent");

@@ -100,6 +100,10 @@ impl Dedicated {
             // Not every broker knows that these get no stored messages (MQTT 5 section 4.8.2); Mosquitto 2.0.11 doesn't.
             options.retain_handling = 2;
         }
+        if matches!(origin, Origin::Restore(_)) && !self.is_session_lost {
+            // Where the broker has it still, its stored messages came already.
+            options.retain_handling = options.retain_handling.max(1);
+        }
         let request = Request::Subscribe { subscription_id: subscription_id(&filter), options, filter };
         self.ask_since(made, request, origin);
     }
