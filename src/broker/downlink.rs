@@ -500,10 +500,12 @@ impl Downlink {
         Downlink::new(self.config.clone(), self.budget.clone(), to_link)
     }
 
-    /// Shared link: the session goes on over that link. What it is told here from now on, it is told there.
-    pub(super) fn move_to(&self, link: Link) {
+    /// Shared link: the session goes on over that link. What it is told here from now on, it is told there. It hears these last events
+    /// together with that, so that what it asks because of them goes the new way.
+    pub(super) fn move_to(&self, link: Link, last: Vec<Event>) {
         let successor = link.downlink.clone();
         let mut state = self.lock();
+        state.events.extend(last);
         state.events.push_back(Event::Moved(Box::new(link)));
         state.successor = Some(successor.clone());
         let (ended_by, taken_over, renewal) = (state.ended_by, state.taken_over, state.renewal.take());

@@ -116,15 +116,9 @@ pub async fn run(setup: Arc<Setup>, mover: Mover, hub: mpsc::UnboundedSender<Arr
         left_out.get_mut(&key).and_then(|count| count.checked_sub(1).map(|less| *count = less)).is_none()
     });
     let mut results = filters.into_iter().zip(ready.subscriptions);
-    let asked = results.next_back();
-    for (filter, result) in results {
-        if let Err(refusal) = result {
-            old.tell(Event::SubscriptionLost(filter, refusal));
-        }
-    }
-    if let Some((_, result)) = asked {
-        old.tell(Event::Subscribed(request, result));
-    }
+    let asked = results.next_back().map(|(_, result)| Event::Subscribed(request, result));
+    let lost = results.filter_map(|(filter, result)| Some(Event::SubscriptionLost(filter, result.err()?)));
+    let last = lost.chain(asked).collect();
     for (made, command) in held {
         // Answered where the session listens as long as it waits for answers.
         let _ = orders.send(Order { made, command, from: Some(old.clone()) }).await;
@@ -132,7 +126,7 @@ pub async fn run(setup: Arc<Setup>, mover: Mover, hub: mpsc::UnboundedSender<Arr
     if let Some(renewal) = renewal {
         downlink.renew(renewal);
     }
-    old.move_to(Link { commands: Commands::Own(orders), downlink });
+    old.move_to(Link { commands: Commands::Own(orders), downlink }, last);
     let _ = driven.await;
 }
 
