@@ -26,7 +26,9 @@ use tokio_util::task::TaskTracker;
 
 pub use config::{BrokerUrl, BrokerUrlError, Config, Upstream};
 pub use downlink::{Direct, Downlink, Handle, Rest, Taken};
-pub use link::{Abilities, Command, Commands, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal};
+pub use link::{
+    Abilities, Command, Commands, Credentials, Event, Link, Opening, Owner, Queue, Ready, Renewal, needs_own_client,
+};
 pub use publisher::Publishing;
 pub use transport::{Target, TlsError};
 pub use watch::{Reach, Standing};

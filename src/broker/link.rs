@@ -118,6 +118,18 @@ pub enum Command {
     Fence(RequestId),
 }
 
+impl Command {
+    /// Its number.
+    pub fn request(&self) -> RequestId {
+        match self {
+            Command::Publish(request, _)
+            | Command::Subscribe(request, _)
+            | Command::Unsubscribe(request, _)
+            | Command::Fence(request) => *request,
+        }
+    }
+}
+
 /// A command on its way to a link.
 #[derive(Debug)]
 pub struct Order {
@@ -142,13 +154,15 @@ pub enum Commands {
 }
 
 impl Commands {
-    /// Whether the next command of the session may go before others of it are answered.
-    pub fn takes(&self, queue: &Queue, is_changing_subscriptions: bool) -> bool {
+    /// Whether the next command of the session may go before others of it are answered, the one by which it moves among them.
+    pub fn takes(&self, queue: &Queue, is_changing_subscriptions: bool, mover: Option<RequestId>) -> bool {
         let Some((_, next)) = queue.front() else { return false };
-        match self {
-            Commands::Own(_) => true,
+        match (self, &**next) {
+            (Commands::Own(_), _) => true,
             // It takes another way than the subscriptions, and must not overtake them.
-            Commands::Shared(_) => !(is_changing_subscriptions && matches!(**next, Command::Publish(..))),
+            (Commands::Shared(_), Command::Publish(..)) => !is_changing_subscriptions,
+            // What comes behind it goes over the link that it brings: nobody would be here to answer.
+            (Commands::Shared(_), next) => mover.is_none_or(|mover| next.request() <= mover),
         }
     }
 

@@ -649,7 +649,7 @@ impl<'a, S: Socket> Open<'a, S> {
     fn hands_over(&self) -> bool {
         !self.is_settling
             && self.next_link.is_none()
-            && self.link.commands.takes(&self.commands, self.state.is_changing_subscriptions())
+            && self.link.commands.takes(&self.commands, self.state.is_changing_subscriptions(), self.state.mover())
     }
 
     /// Goes on over the next link once this one has nothing more to say.
@@ -665,7 +665,9 @@ impl<'a, S: Socket> Open<'a, S> {
             self.link.downlink.set_stalled(self.is_stalled);
             self.is_settling = true;
         }
-        self.is_settling &= self.state.is_asking();
+        // What waits here has gone over neither.
+        let next = self.commands.front().map(|(_, command)| command.request());
+        self.is_settling = self.is_settling && self.state.is_asking_before(next);
     }
 
     /// What was taken has become frames, or nothing, if it was no news.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::access::{Allowance, Credential, Rights};
 use crate::audit::Request;
-use crate::broker::{Command, Event};
+use crate::broker::{Command, Event, needs_own_client};
 use crate::delivery::Delivery;
 use crate::mqtt::inflight::{Receipt, RequestId};
 use crate::mqtt::{Message, Qos, TopicFilter};
@@ -67,6 +67,8 @@ pub struct State {
     unacked: HashMap<Arc<str>, Receipt>,
     /// Filters whose deltas begin anew.
     renewed: Vec<TopicFilter>,
+    /// Requests among those above by which the session comes to need an MQTT client of its own.
+    movers: u32,
     invalid: InvalidFrames,
     rates: Rates,
     /// What it may do; nothing stands for everything.
@@ -92,8 +94,15 @@ impl InvalidFrames {
 #[derive(Debug)]
 enum Asker {
     Publish { msgid: Option<MsgId>, qos: Qos, since: Instant, answers: usize, overdue: Option<Refusal> },
-    Subscribe { list: RequestId, index: usize, filter: TopicFilter, is_new: bool, is_delta: bool },
+    Subscribe { list: RequestId, index: usize, filter: TopicFilter, is_new: bool, is_delta: bool, moves: bool },
     Unsubscribe { list: RequestId, index: usize, filter: TopicFilter },
+}
+
+impl Asker {
+    /// The client has not been told to do without an answer.
+    fn is_awaited(&self) -> bool {
+        !matches!(self, Asker::Publish { overdue: Some(_), .. })
+    }
 }
 
 /// A frame that is answered when all its entries are.
@@ -132,6 +141,7 @@ impl State {
             publishes: Publishes::default(),
             unacked: HashMap::new(),
             renewed: Vec::new(),
+            movers: 0,
             invalid: InvalidFrames::default(),
             rates,
             allowance: rights.as_ref().map(|rights| rights.allowance()).unwrap_or_default(),
@@ -253,7 +263,9 @@ impl State {
             }
             let is_new = state.filters.insert(filter.clone());
             let is_delta = subscription.contract.delta;
-            let request = state.request(Asker::Subscribe { list, index, filter, is_new, is_delta });
+            let moves = needs_own_client(&subscription, state.rights.as_deref());
+            state.movers += u32::from(moves);
+            let request = state.request(Asker::Subscribe { list, index, filter, is_new, is_delta, moves });
             Ok(Command::Subscribe(request, subscription))
         })
     }
@@ -305,12 +317,27 @@ impl State {
 
     /// The broker owes an answer that the client has not been told to do without.
     pub fn is_asking(&self) -> bool {
-        !self.requests.values().all(|asker| matches!(asker, Asker::Publish { overdue: Some(_), .. }))
+        self.is_asking_before(None)
+    }
+
+    /// The same of what was asked before this request.
+    pub fn is_asking_before(&self, next: Option<RequestId>) -> bool {
+        let is_before = |request: RequestId| next.is_none_or(|next| request < next);
+        self.requests.iter().any(|(request, asker)| is_before(*request) && asker.is_awaited())
     }
 
     /// A `subscribe` or an `unsubscribe` is not answered yet.
     pub fn is_changing_subscriptions(&self) -> bool {
         !self.lists.is_empty()
+    }
+
+    /// The first request, of those that are not answered, by which the session comes to need an MQTT client of its own.
+    pub fn mover(&self) -> Option<RequestId> {
+        if self.movers == 0 {
+            return None;
+        }
+        let moves = |asker: &Asker| matches!(asker, Asker::Subscribe { moves: true, .. });
+        self.requests.iter().filter(|(_, asker)| moves(asker)).map(|(request, _)| *request).min()
     }
 
     /// Gives back the memory of what is over.
@@ -404,9 +431,11 @@ impl State {
     }
 
     fn on_subscribed(&mut self, request: RequestId, result: Result<Qos, Refusal>) -> Vec<Effect> {
-        let Some(Asker::Subscribe { list, index, filter, is_new, is_delta }) = self.requests.remove(&request) else {
+        let Some(Asker::Subscribe { list, index, filter, is_new, is_delta, moves }) = self.requests.remove(&request)
+        else {
             return Vec::new();
         };
+        self.movers -= u32::from(moves);
         let result = match result {
             Ok(qos) => {
                 let granted = TopicResult::granted(filter.as_str(), qos);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Browser, Device, Gateway, Mosquitto, eventually};
+use crate::support::{Browser, Device, Gateway, Mosquitto, Proxy, eventually};
 
 const SHARED: &str = "[broker]\nupstream = \"shared\"\nconnections = 1\n";
 
@@ -201,6 +201,33 @@ async fn a_session_that_comes_to_need_a_client_of_its_own_misses_nothing_and_hea
         open.push(browser);
     }
     assert_eq!(links(&house).await, 4.0, "one that is shared, and three");
+}
+
+/// Whenever it asks: before the move, in the midst of it, or behind it.
+#[tokio::test]
+async fn a_session_that_asks_on_while_it_moves_is_answered_and_does_not_hear_itself() {
+    let mosquitto = Mosquitto::start().await;
+    let proxy = Proxy::before(mosquitto.port).await;
+    let house = Gateway::start(&proxy.url(), SHARED).await;
+    // Each step of a move takes as long as several frames.
+    proxy.delay(Duration::from_millis(5));
+    for session in 0..5 {
+        let mut browser = house.browser().await;
+        let asks = |topics: Value, msgid: u64| json!({"type": "subscribe", "topics": topics, "msgid": msgid});
+        browser.send(asks(json!([{"topic": "x", "noLocal": true}]), 0)).await;
+        for number in 1..=20 {
+            browser.send(asks(json!([format!("other/{number}")]), number)).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        for number in 0..=20 {
+            assert_eq!(browser.expect("subscribed").await["msgid"], number, "session {session}");
+            if number == 0 {
+                browser.send(json!({"type": "publish", "topic": "x", "payload": "its own"})).await;
+            }
+        }
+        Device::publish(mosquitto.port, &["-t", "x", "-m", "another's"]).await;
+        assert_eq!(browser.next_delivery().await.1, "another's", "session {session}");
+    }
 }
 
 #[tokio::test]

@@ -842,9 +842,7 @@ impl Drop for Hub {
 fn refused(command: Command, refusal: Refusal) -> Event {
     match command {
         Command::Subscribe(request, _) => Event::Subscribed(request, Err(refusal)),
-        Command::Publish(request, _) | Command::Unsubscribe(request, _) | Command::Fence(request) => {
-            Event::Answered(request, Err(refusal))
-        }
+        other => Event::Answered(other.request(), Err(refusal)),
     }
 }
 
