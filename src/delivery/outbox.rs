@@ -69,7 +69,7 @@ impl Delivery {
     pub fn write(&self, to: impl FnOnce(&[&[u8]])) {
         let (head, text) = (json::head(&self.head()), self.rendition.text());
         let (begun, rest) = text.split_at(json::HEAD_AT);
-        to(&[begun, head.as_bytes(), rest]);
+        to(&[begun, &head, rest]);
     }
 
     /// It comes for the readers of an older one too, and is so many bytes larger then.

@@ -17,12 +17,15 @@ use super::stream::Stream;
 /// How long the end of a connection waits for the peer to have read what was sent.
 pub const LINGER: Duration = Duration::from_secs(2);
 
-/// What a connection and those who use it know of each other.
-#[derive(Debug, Default)]
+/// A peer's TCP, and what those who use it know of each other. In one place, as whoever writes one frame each to thousands of peers
+/// gets each of them from far away in memory.
+#[derive(Debug)]
+#[repr(C)]
 pub struct Wire {
     written: AtomicU64,
     /// A [`Phase`].
     phase: AtomicU8,
+    tcp: TcpStream,
 }
 
 /// Whose a connection is.
@@ -40,6 +43,16 @@ pub enum Phase {
 }
 
 impl Wire {
+    /// Over a connection to which nothing has been written.
+    pub fn new(tcp: TcpStream) -> Wire {
+        Wire { written: AtomicU64::new(0), phase: AtomicU8::new(Phase::New as u8), tcp }
+    }
+
+    /// The connection.
+    pub fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
     /// Bytes that the network has taken: it tells a slow browser from one that reads nothing.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
@@ -84,9 +97,9 @@ impl Connection {
         self.wire.clone()
     }
 
-    /// The stream itself, for whoever writes to it between two writes of this; there is none under TLS.
-    pub fn shared(&self) -> Option<Arc<TcpStream>> {
-        self.stream.as_ref().expect("taken only by the drop").shared()
+    /// What is written needs no more than to be written, so that others may write to the wire between two writes of this.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.stream, Some(Stream::Plain(_)))
     }
 
     /// Bytes that were written and still wait here for a flush, at the most.

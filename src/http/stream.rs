@@ -27,25 +27,14 @@ pub enum Stream {
 }
 
 /// TCP that counts what the network takes.
-pub struct Tcp {
-    stream: Arc<TcpStream>,
-    wire: Arc<Wire>,
-}
+pub struct Tcp(Arc<Wire>);
 
 impl Stream {
     /// What others may know of it.
     pub fn wire(&self) -> &Arc<Wire> {
         match self {
-            Stream::Plain(tcp) => &tcp.wire,
-            Stream::Tls(tls) => &tls.get_ref().0.wire,
-        }
-    }
-
-    /// The network's own stream, where what is written needs no more than to be written.
-    pub fn shared(&self) -> Option<Arc<TcpStream>> {
-        match self {
-            Stream::Plain(tcp) => Some(tcp.stream.clone()),
-            Stream::Tls(_) => None,
+            Stream::Plain(tcp) => &tcp.0,
+            Stream::Tls(tls) => &tls.get_ref().0.0,
         }
     }
 
@@ -73,12 +62,12 @@ impl Stream {
 impl Tcp {
     /// Takes over a connection; nothing has been written to it.
     pub fn new(stream: TcpStream) -> Tcp {
-        Tcp { stream: Arc::new(stream), wire: Arc::default() }
+        Tcp(Arc::new(Wire::new(stream)))
     }
 
     /// As [`Stream::linger`], for a connection that did not come to more.
     pub async fn linger(mut self) {
-        if self.wire.written() > 0 && self.shutdown().await.is_ok() {
+        if self.0.written() > 0 && self.shutdown().await.is_ok() {
             self.forget_rest().await;
         }
     }
@@ -93,12 +82,12 @@ impl Tcp {
         write: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.stream.poll_write_ready(context))?;
-            match write(&self.stream) {
+            ready!(self.0.tcp().poll_write_ready(context))?;
+            match write(self.0.tcp()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => {
                     if let Ok(bytes) = written {
-                        self.wire.add_written(bytes);
+                        self.0.add_written(bytes);
                     }
                     return Poll::Ready(written);
                 }
@@ -110,8 +99,8 @@ impl Tcp {
 impl AsyncRead for Tcp {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.stream.poll_read_ready(context))?;
-            match self.stream.try_read_buf(buffer) {
+            ready!(self.0.tcp().poll_read_ready(context))?;
+            match self.0.tcp().try_read_buf(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 read => return Poll::Ready(read.map(drop)),
             }
@@ -141,7 +130,7 @@ impl AsyncWrite for Tcp {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(SockRef::from(&*self.stream).shutdown(Shutdown::Write))
+        Poll::Ready(SockRef::from(self.0.tcp()).shutdown(Shutdown::Write))
     }
 }
 

@@ -60,7 +60,7 @@ impl Composer {
     /// No further delivery joins the batch that is being written.
     pub fn finish(&mut self, write: &mut impl FnMut(Outbound)) {
         if let Some(open) = self.batch.take() {
-            write(Outbound::Delivery { head: String::new(), text: Bytes::from(open.text.finish()) });
+            write(Outbound::Delivery { head: Vec::new(), text: Bytes::from(open.text.finish()) });
         }
     }
 
@@ -115,9 +115,9 @@ mod tests {
         let mut frames = Vec::new();
         let mut write = |frame| {
             let Outbound::Delivery { head, text } = frame else { panic!("{frame:?}") };
-            let mut text = String::from_utf8(text.to_vec()).expect("text");
-            text.insert_str(json::HEAD_AT, &head);
-            frames.push(serde_json::from_str(&text).expect("JSON"));
+            let mut text = text.to_vec();
+            text.splice(json::HEAD_AT..json::HEAD_AT, head);
+            frames.push(serde_json::from_slice(&text).expect("JSON"));
         };
         let bound = Config::default().bound(usize::MAX);
         for delivery in deliveries {

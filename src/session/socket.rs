@@ -36,7 +36,7 @@ pub enum Outbound {
     /// The text frame of a delivery: what is the session's own of it, to be put in at [`HEAD_AT`], and what all share.
     Delivery {
         /// Empty where nothing is.
-        head: String,
+        head: Vec<u8>,
         /// A whole frame.
         text: Bytes,
     },

@@ -354,6 +354,7 @@ impl Filter {
         let mut forms = Vec::new();
         for turn in self.readers.chunks(WRITES_A_TURN) {
             for readers in turn.chunks(WRITES_A_LOOK) {
+                readers.iter().for_each(|reader| reader.downlink.touch());
                 let unrated = readers.iter().filter(|reader| !reader.is_rated());
                 unrated.for_each(|reader| offer_run(reader, run, &mut forms, offered));
                 let now = Instant::now();
@@ -419,15 +420,12 @@ fn offer_run(reader: &Reader, run: &[Delivery], forms: &mut Vec<Made>, offered: 
     if reader.goes_at_once {
         let encode = |renditions| reader.downlink.frames(deliveries(renditions).iter());
         // Frames that say nothing of a session's own are the same for all.
-        let frames = match reader.reader.sid {
-            None if made.frames.is_none() => {
-                made.frames = encode(&made.renditions);
-                made.frames.clone()
-            }
-            None => made.frames.clone(),
-            Some(_) => encode(&made.renditions),
-        };
-        if frames.is_some_and(|frames| reader.downlink.send(&frames)) {
+        let own = reader.reader.sid.and_then(|_| encode(&made.renditions));
+        if reader.reader.sid.is_none() && made.frames.is_none() {
+            made.frames = encode(&made.renditions);
+        }
+        let frames = if reader.reader.sid.is_some() { &own } else { &made.frames };
+        if frames.as_ref().is_some_and(|frames| reader.downlink.send(frames)) {
             made.sent += 1;
             return;
         }

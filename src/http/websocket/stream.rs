@@ -9,7 +9,6 @@ use futures_util::{Sink, Stream};
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
-use super::direct;
 use super::frame::{self, Decoder, Event, Opcode, Text};
 use crate::broker::Direct;
 use crate::http::connection::{Connection, Wire};
@@ -29,8 +28,6 @@ const WRITE_BUFFER: usize = 64 * 1024;
 pub struct WebSocket {
     connection: Connection,
     wire: Arc<Wire>,
-    /// Nothing under TLS: only the connection itself can seal what is written.
-    direct: Option<Arc<direct::Socket>>,
     decoder: Decoder,
     /// What has come and is not taken yet.
     inbound: BytesMut,
@@ -48,7 +45,6 @@ impl WebSocket {
     pub fn new(connection: Connection, inbound: BytesMut, max_frame: usize, share: Share) -> WebSocket {
         WebSocket {
             wire: connection.wire(),
-            direct: connection.shared().map(|stream| Arc::new(direct::Socket::new(stream))),
             connection,
             decoder: Decoder::new(max_frame),
             inbound,
@@ -155,11 +151,12 @@ impl Socket for WebSocket {
     type Text = Text;
 
     fn direct(&self) -> Option<Arc<dyn Direct>> {
-        self.direct.clone().map(|direct| direct as Arc<dyn Direct>)
+        // Not under TLS: only the connection itself can seal what is written.
+        self.connection.is_plain().then(|| self.wire.clone() as Arc<dyn Direct>)
     }
 
     fn written(&self) -> u64 {
-        self.wire.written() + self.direct.as_ref().map_or(0, |direct| direct.written())
+        self.wire.written()
     }
 
     fn unwritten(&self) -> usize {
@@ -197,7 +194,7 @@ impl Sink<Outbound> for WebSocket {
             Outbound::Text(text) => self.send(Opcode::Text, &[text.as_bytes()]),
             Outbound::Delivery { head, text } => {
                 let (begun, rest) = text.split_at(HEAD_AT);
-                self.send(Opcode::Text, &[begun, head.as_bytes(), rest]);
+                self.send(Opcode::Text, &[begun, &head, rest]);
             }
             // They are frames already.
             Outbound::Frames(bytes) if !self.is_closed => self.outbound.extend_from_slice(&bytes),

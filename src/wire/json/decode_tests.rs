@@ -324,11 +324,11 @@ mod the_files {
         said.extend(deliveries.iter().map(|(name, own, message, format)| {
             let received = if own.dup { timestamp + 60_000 } else { timestamp };
             let mut text = delivery(message, *format, received);
-            text.insert_str(HEAD_AT, &head(own));
-            ("mqtt", *name, text)
+            text.splice(HEAD_AT..HEAD_AT, head(own));
+            ("mqtt", *name, as_text(text))
         }));
         let changed = patched(&message("attic/lamp", b""), r#"{"level":0.75,"fault":null}"#, timestamp);
-        said.push(("mqtt", "with delta, what has changed", changed));
+        said.push(("mqtt", "with delta, what has changed", as_text(changed)));
         let temp = delivery(&temp(), Format::Text, timestamp);
         let lamp = delivery(&Message { qos: qos_1, ..message("attic/lamp", b"on") }, Format::Text, timestamp);
         let of_one = Head { sids: vec![1], ..known_as("2f-9c1e44d07b52") };
@@ -336,8 +336,8 @@ mod the_files {
             [("two deliveries", vec![(nothing(), &temp), (of_one, &lamp)]), ("one delivery", vec![(nothing(), &temp)])]
         {
             let mut batch = BatchText::default();
-            entries.iter().for_each(|(own, text)| batch.add(&head(own), text.as_bytes()));
-            said.push(("batch", name, String::from_utf8(batch.finish()).expect("text")));
+            entries.iter().for_each(|(own, text)| batch.add(&head(own), text));
+            said.push(("batch", name, as_text(batch.finish())));
         }
         said
     }
@@ -369,6 +369,10 @@ mod the_files {
             }
         }
         assert_eq!(met, said.len(), "all that is said is in the files");
+    }
+
+    fn as_text(bytes: Vec<u8>) -> String {
+        String::from_utf8(bytes).expect("text")
     }
 
     fn every_property() -> Properties {

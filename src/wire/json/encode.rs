@@ -1,7 +1,5 @@
 //! From replies and deliveries to the text that a client gets.
 
-use std::fmt::Write;
-
 use base64_simd::STANDARD;
 use serde_json::value::RawValue;
 
@@ -20,55 +18,63 @@ const BEGINNING: &str = r#"{"type":"mqtt""#;
 pub const HEAD_AT: usize = BEGINNING.len();
 
 /// What a session's own delivery says beyond [`delivery`], to be put in at [`HEAD_AT`]; often nothing.
-pub fn head(head: &Head) -> String {
-    let mut out = String::new();
+pub fn head(head: &Head) -> Vec<u8> {
+    let mut out = Vec::new();
     if !head.sids.is_empty() {
-        out.push_str(r#","sids":"#);
+        out.extend_from_slice(br#","sids":"#);
         json(&mut out, &head.sids);
     }
     if let Some(msgid) = &head.msgid {
-        out.push_str(r#","msgid":"#);
+        out.extend_from_slice(br#","msgid":"#);
         string(&mut out, msgid);
     }
     if head.dup {
-        out.push_str(r#","dup":true"#);
+        out.extend_from_slice(br#","dup":true"#);
     }
     if head.skipped > 0 {
-        write!(out, r#","skipped":{}"#, head.skipped).expect("a string takes all");
+        out.extend_from_slice(br#","skipped":"#);
+        json(&mut out, &head.skipped);
     }
     out
 }
 
 /// The text of a delivery, as it is where its head says nothing: alike for every reader of the message.
-pub fn delivery(message: &Message, format: Format, timestamp: u64) -> String {
-    let mut out = String::with_capacity(160 + message.topic.as_ref().len() + message.payload.len() * 9 / 8);
-    out.push_str(BEGINNING);
-    out.push_str(r#","topic":"#);
-    string(&mut out, message.topic.as_ref());
+pub fn delivery(message: &Message, format: Format, timestamp: u64) -> Vec<u8> {
+    let mut out = begin_delivery(message, message.payload.len() * 9 / 8);
     payload(&mut out, &message.payload, format);
     end_delivery(&mut out, message, timestamp);
     out
 }
 
 /// The same with a merge patch, which is JSON, in the place of the payload.
-pub fn patched(message: &Message, patch: &str, timestamp: u64) -> String {
-    let mut out = String::with_capacity(160 + message.topic.as_ref().len() + patch.len());
-    out.push_str(BEGINNING);
-    out.push_str(r#","topic":"#);
-    string(&mut out, message.topic.as_ref());
-    out.push_str(r#","patch":"#);
-    out.push_str(patch);
+pub fn patched(message: &Message, patch: &str, timestamp: u64) -> Vec<u8> {
+    let mut out = begin_delivery(message, patch.len());
+    out.extend_from_slice(br#","patch":"#);
+    out.extend_from_slice(patch.as_bytes());
     end_delivery(&mut out, message, timestamp);
     out
 }
 
-fn end_delivery(out: &mut String, message: &Message, timestamp: u64) {
-    let qos = message.qos.number();
-    write!(out, r#","qos":{qos},"retain":{},"timestamp":{timestamp}"#, message.retain).expect("a string takes all");
+fn begin_delivery(message: &Message, size: usize) -> Vec<u8> {
+    let topic = message.topic.as_ref();
+    let mut out = Vec::with_capacity(160 + topic.len() + size);
+    out.extend_from_slice(BEGINNING.as_bytes());
+    out.extend_from_slice(br#","topic":"#);
+    string(&mut out, topic);
+    out
+}
+
+fn end_delivery(out: &mut Vec<u8>, message: &Message, timestamp: u64) {
+    out.extend_from_slice(br#","qos":"#);
+    json(out, &message.qos.number());
+    out.extend_from_slice(br#","retain":"#);
+    json(out, &message.retain);
+    out.extend_from_slice(br#","timestamp":"#);
+    json(out, &timestamp);
     if let Some(given) = &message.properties {
         properties(out, given);
     }
-    out.push('}');
+    out.push(b'}');
 }
 
 const BATCH_BEGINNING: &[u8] = br#"{"type":"batch","data":["#;
@@ -79,10 +85,10 @@ pub struct BatchText(Vec<u8>);
 
 impl BatchText {
     /// One more: its head, and the rest of its text.
-    pub fn add(&mut self, head: &str, text: &[u8]) {
+    pub fn add(&mut self, head: &[u8], text: &[u8]) {
         self.0.extend_from_slice(if self.0.is_empty() { BATCH_BEGINNING } else { b"," });
         let (beginning, rest) = text.split_at(HEAD_AT);
-        for part in [beginning, head.as_bytes(), rest] {
+        for part in [beginning, head, rest] {
             self.0.extend_from_slice(part);
         }
     }
@@ -104,19 +110,21 @@ impl BatchText {
     }
 }
 
-fn payload(out: &mut String, payload: &[u8], format: Format) {
+fn payload(out: &mut Vec<u8>, payload: &[u8], format: Format) {
     let Ok(text) = simdutf8::basic::from_utf8(payload) else {
-        out.push_str(r#","payload":""#);
+        out.extend_from_slice(br#","payload":""#);
         STANDARD.encode_append(payload, out);
-        return out.push_str(r#"","encoding":"base64""#);
+        return out.extend_from_slice(br#"","encoding":"base64""#);
     };
-    if let (Format::Json, Some(value)) = (format, as_json(text)) {
-        out.push_str(r#","payload":"#);
-        out.push_str(value);
-        return out.push_str(r#","encoding":"json""#);
+    out.extend_from_slice(br#","payload":"#);
+    if format == Format::Json
+        && let Some(value) = as_json(text)
+    {
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(br#","encoding":"json""#);
+    } else {
+        string(out, text);
     }
-    out.push_str(r#","payload":"#);
-    string(out, text);
 }
 
 /// Whether a text is JSON that our own decoder would take.
@@ -126,18 +134,18 @@ pub fn is_json(text: &str) -> bool {
 
 /// The text without the space around it, if it is JSON that our own decoder would take.
 fn as_json(text: &str) -> Option<&str> {
-    if flaw(text.as_bytes()).is_some() {
-        return None;
-    }
-    serde_json::from_str::<&RawValue>(text).ok().map(RawValue::get)
+    // Most of what is not JSON differs from it in the first bytes.
+    let value = serde_json::from_str::<&RawValue>(text).ok()?.get();
+    flaw(value.as_bytes()).is_none().then_some(value)
 }
 
-fn properties(out: &mut String, properties: &Properties) {
+fn properties(out: &mut Vec<u8>, properties: &Properties) {
     let mut separator = r#","properties":{"#;
-    let mut field = |name: &str, value: &dyn Fn(&mut String)| {
-        out.push_str(separator);
+    let mut field = |name: &str, value: &dyn Fn(&mut Vec<u8>)| {
+        for part in [separator, "\"", name, "\":"] {
+            out.extend_from_slice(part.as_bytes());
+        }
         separator = ",";
-        write!(out, r#""{name}":"#).expect("a string takes all");
         value(out);
     };
     if let Some(content_type) = &properties.content_type {
@@ -159,22 +167,24 @@ fn properties(out: &mut String, properties: &Properties) {
         field("userProperties", &|out| json(out, &properties.user_properties));
     }
     if separator == "," {
-        out.push('}');
+        out.push(b'}');
     }
 }
 
 /// Most strings need no escapes, and are copied as they are.
-fn string(out: &mut String, text: &str) {
-    if text.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+fn string(out: &mut Vec<u8>, text: &str) {
+    // To the end, whatever is found: so many bytes are looked at with each instruction.
+    let is_escaped = |byte| byte < 0x20 || byte == b'"' || byte == b'\\';
+    if text.bytes().fold(false, |found, byte| found | is_escaped(byte)) {
         return json(out, text);
     }
-    out.push('"');
-    out.push_str(text);
-    out.push('"');
+    out.push(b'"');
+    out.extend_from_slice(text.as_bytes());
+    out.push(b'"');
 }
 
-fn json<T: serde::Serialize + ?Sized>(out: &mut String, value: &T) {
-    out.push_str(&serde_json::to_string(value).expect("strings and numbers are JSON"));
+fn json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+    serde_json::to_writer(out, value).expect("strings and numbers are JSON");
 }
 
 #[cfg(test)]
@@ -196,9 +206,13 @@ mod tests {
         }
     }
 
+    fn as_text(bytes: Vec<u8>) -> String {
+        String::from_utf8(bytes).expect("text")
+    }
+
     fn shown(payload: &[u8], format: Format) -> (Value, Value) {
         let text = delivery(&message(payload), format, 0);
-        let frame: Value = serde_json::from_str(&text).expect("JSON");
+        let frame: Value = serde_json::from_slice(&text).expect("JSON");
         (frame["payload"].clone(), frame["encoding"].clone())
     }
 
@@ -229,14 +243,14 @@ mod tests {
         let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
         assert_eq!(shown(deep(64).as_bytes(), Format::Json).1, "json");
         assert_eq!(shown(deep(65).as_bytes(), Format::Json).1, Value::Null);
-        let text = delivery(&message(b"1.000e400"), Format::Json, 0);
+        let text = as_text(delivery(&message(b"1.000e400"), Format::Json, 0));
         assert!(text.contains(r#""payload":1.000e400,"encoding":"json""#), "{text}");
     }
 
     #[test]
     fn a_delivery_says_only_what_there_is_to_say() {
-        assert_eq!(head(&Head::default()), "");
-        let text = delivery(&message(b"x"), Format::Text, 7);
+        assert_eq!(head(&Head::default()), b"");
+        let text = as_text(delivery(&message(b"x"), Format::Text, 7));
         assert_eq!(text, r#"{"type":"mqtt","topic":"attic/témp","payload":"x","qos":0,"retain":false,"timestamp":7}"#);
         let head = head(&Head { sids: vec![3, -1], msgid: Some("9-ab".into()), dup: true, skipped: 12 });
         let properties = Properties {
@@ -250,8 +264,8 @@ mod tests {
         let message =
             Message { qos: Qos::AtLeastOnce, retain: true, properties: Some(Box::new(properties)), ..message(b"x") };
         let mut text = delivery(&message, Format::Text, 8);
-        text.insert_str(HEAD_AT, &head);
-        let frame: Value = serde_json::from_str(&text).expect("JSON");
+        text.splice(HEAD_AT..HEAD_AT, head);
+        let frame: Value = serde_json::from_slice(&text).expect("JSON");
         assert_eq!(
             frame,
             json!({
