@@ -127,6 +127,7 @@ impl Broker {
         let place = match &config.url {
             BrokerUrl::Mqtt { host, port, tls: false } => Place::Elsewhere(Target::plain(host.clone(), *port)),
             BrokerUrl::Mqtt { host, port, tls: true } => Place::Elsewhere(Target::tls(host.clone(), *port, &config)?),
+            BrokerUrl::Unix { path } => Place::Elsewhere(Target::unix(path.clone())),
             BrokerUrl::Embedded { address, fall_back } => Place::Inside(Embedded::start(*address, *fall_back)?),
         };
         let setup = Arc::new(Setup { config, place, reach: Reach::default() });

@@ -175,7 +175,7 @@ fn needed(config: &Config) -> u64 {
         // Those that need a client of their own are few.
         (Upstream::Shared, _) => 1,
         (Upstream::PerSession, BrokerUrl::Embedded { .. }) => 3,
-        (Upstream::PerSession, BrokerUrl::Mqtt { .. }) => 2,
+        (Upstream::PerSession, BrokerUrl::Mqtt { .. } | BrokerUrl::Unix { .. }) => 2,
     };
     needed_descriptors(&config.connections, each)
 }

@@ -35,7 +35,7 @@ impl House {
         match options.server {
             Served::Gateway => Self::gateway(options).await,
             Served::MosquittoWs => Self::mosquitto_ws().await,
-            Served::Node => Self::node().await,
+            Served::Node => Self::node(options).await,
             Served::Nchan => Self::nchan().await,
             Served::Bare | Served::Coalescing => Self::bare(options, options.server).await,
         }
@@ -49,7 +49,7 @@ impl House {
             Broker::Mosquitto => {
                 let address = free_address()?;
                 broker = Some(mosquitto(&[address], directory.path()).await?);
-                (Some(address), format!("mqtt://{address}"))
+                (Some(address), way_to_mosquitto(options, "unix", address, directory.path()))
             }
             Broker::Embedded => {
                 let address = free_address()?;
@@ -95,7 +95,7 @@ impl House {
     }
 
     /// The bridge of `benches/peers/node-bridge`, before a Mosquitto.
-    async fn node() -> Result<Self> {
+    async fn node(options: &Options) -> Result<Self> {
         let directory = TempDir::new()?;
         let (broker_address, address) = (free_address()?, free_address()?);
         let broker = mosquitto(&[broker_address], directory.path()).await?;
@@ -109,7 +109,8 @@ impl House {
         }
         let mut command = Command::new("node");
         command.arg(home.join("bridge.mjs"));
-        command.args(["--port", &address.port().to_string(), "--broker", &format!("mqtt://{broker_address}")]);
+        let url = way_to_mosquitto(options, "mqtt+unix", broker_address, directory.path());
+        command.args(["--port", &address.port().to_string(), "--broker", &url]);
         let log = directory.path().join("bridge.log");
         let mut bridge = Program::start(command, &log)?;
         bridge.until(&log, || takes_connections(address)).await?;
@@ -229,6 +230,16 @@ http {
 }
 ";
 
+/// The URL of a Mosquitto, by the scheme that this client has for Unix sockets where it is to use that.
+fn way_to_mosquitto(options: &Options, scheme: &str, address: SocketAddr, directory: &Path) -> String {
+    if options.unix { format!("{scheme}://{}", socket(directory).display()) } else { format!("mqtt://{address}") }
+}
+
+/// Where Mosquitto listens beside its ports.
+fn socket(directory: &Path) -> PathBuf {
+    directory.join("mqtt.sock")
+}
+
 /// The first address is for MQTT, the second, if there is one, for MQTT over WebSockets.
 async fn mosquitto(addresses: &[SocketAddr], directory: &Path) -> Result<Program> {
     let mut configuration = String::new();
@@ -240,6 +251,7 @@ async fn mosquitto(addresses: &[SocketAddr], directory: &Path) -> Result<Program
         configuration +=
             &format!("listener {} {}\nprotocol {protocol}\nmax_connections -1\n", address.port(), address.ip());
     }
+    configuration += &format!("listener 0 {}\nmax_connections -1\n", socket(directory).display());
     let file = directory.join("mosquitto.conf");
     fs::write(&file, configuration)?;
     let log = directory.join("mosquitto.log");

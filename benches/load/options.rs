@@ -77,6 +77,10 @@ pub struct Options {
     #[arg(long)]
     pub guarded: bool,
 
+    /// A gateway or a bridge that is started reaches its Mosquitto by a Unix socket, in place of TCP
+    #[arg(long)]
+    pub unix: bool,
+
     /// The gateway to start
     #[arg(long, value_name = "PATH", default_value = option_env!("CARGO_BIN_EXE_tidegate").unwrap_or("target/release/tidegate"))]
     pub gateway: PathBuf,

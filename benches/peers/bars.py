@@ -49,30 +49,27 @@ def opening(line):
     return line["opening"]["cpu_ms_a_session"]
 
 
+def per_session(title, server, bridge):
+    """What a client a session is held to, beside the bridge that reaches the broker the same way."""
+    for kind in ("paced", "saturated"):
+        fan_out, unicast = f"fan-out-{kind}", f"unicast-{kind}"
+        if kind == "paced":
+            work = f"{title}, fan-out 1→1,000, paced"
+            yield work, cost, f"{fan_out} {server}", f"{fan_out} mosquitto-ws", 2.0
+            yield work, cost, f"{fan_out} {server}", f"{fan_out} {bridge}", 0.45
+        work = f"{title}, unicast 1,000, {kind}"
+        yield f"{work}, own share", own_cost, f"{unicast} {server}", f"{unicast} {bridge}", 0.4
+        yield work, cost, f"{unicast} {server}", f"{unicast} mosquitto-ws", 0.7
+
+
 # What is held, of which server at which work, over which; at most so many times.
 RATIOS = [
     ("shared, fan-out 1→1,000, paced", cost, "fan-out-paced shared", "fan-out-paced bare", 1.25),
     ("shared, fan-out 1→1,000, paced", cost, "fan-out-paced shared", "fan-out-paced mosquitto-ws", 0.8),
     ("shared, fan-out 1→1,000, saturated", cost, "fan-out-saturated shared", "fan-out-saturated coalescing", 3.0),
     ("shared, fan-out 1→1,000, saturated", cost, "fan-out-saturated shared", "fan-out-saturated mosquitto-ws", 0.25),
-    ("per session, fan-out 1→1,000, paced", cost, "fan-out-paced per-session", "fan-out-paced mosquitto-ws", 2.0),
-    ("per session, fan-out 1→1,000, paced", cost, "fan-out-paced per-session", "fan-out-paced node", 0.45),
-    ("per session, unicast 1,000, paced, own share", own_cost, "unicast-paced per-session", "unicast-paced node", 0.4),
-    (
-        "per session, unicast 1,000, saturated, own share",
-        own_cost,
-        "unicast-saturated per-session",
-        "unicast-saturated node",
-        0.4,
-    ),
-    ("per session, unicast 1,000, paced", cost, "unicast-paced per-session", "unicast-paced mosquitto-ws", 0.7),
-    (
-        "per session, unicast 1,000, saturated",
-        cost,
-        "unicast-saturated per-session",
-        "unicast-saturated mosquitto-ws",
-        0.7,
-    ),
+    *per_session("per session", "per-session", "node"),
+    *per_session("per session by a Unix socket", "per-session-unix", "node-unix"),
     (
         "per session, embedded broker, fan-out 1→1,000, saturated",
         cost,
@@ -111,6 +108,7 @@ OTHERS = {
     "coalescing": "the coalescing writer",
     "mosquitto-ws": "Mosquitto's WebSocket",
     "node": "the Node bridge",
+    "node-unix": "the Node bridge by a Unix socket",
 }
 # Payloads of 16 KiB come in time if each comes within so many milliseconds.
 IN_TIME = 1000

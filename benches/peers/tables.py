@@ -170,7 +170,7 @@ def bars_of(work, runs):
         share = lambda line: (line["parts"].get("broker") or {}).get("cpu_seconds_a_million", 0)
         # Of Mosquitto's own WebSocket the broker is the server.
         broker = 0 if server == "mosquitto-ws" else statistics.median(map(share, lines))
-        colour = COLOURS["server" if server in ("shared", "per-session", "embedded") else "yardstick"]
+        colour = COLOURS["server" if SERVERS[server].title.startswith("Tidegate") else "yardstick"]
         yield SERVERS[server].title, max(statistics.median(map(cost, lines)) - broker, 0), broker, colour
 
 

@@ -44,9 +44,11 @@ class Work:
 SERVERS = {
     "shared": Server("Tidegate, shared connections", ["--upstream", "shared"]),
     "per-session": Server("Tidegate, a connection a session", ["--upstream", "per-session"]),
+    "per-session-unix": Server("Tidegate, by a Unix socket", ["--upstream", "per-session", "--unix"]),
     "embedded": Server("Tidegate with its own broker", ["--upstream", "per-session", "--broker", "embedded"]),
     "mosquitto-ws": Server("Mosquitto's WebSocket", ["--server", "mosquitto-ws"]),
     "node": Server("Node bridge", ["--server", "node"]),
+    "node-unix": Server("Node bridge, by a Unix socket", ["--server", "node", "--unix"]),
     "nchan": Server("nginx with nchan", ["--server", "nchan"]),
     "bare": Server("bare writer", ["--server", "bare"]),
     "coalescing": Server("coalescing writer", ["--server", "coalescing"]),
@@ -54,6 +56,7 @@ SERVERS = {
 
 GATEWAYS = ["shared", "per-session"]
 BROKERED = [*GATEWAYS, "mosquitto-ws", "node"]
+BROKERED_BY_UNIX_TOO = ["shared", "per-session", "per-session-unix", "mosquitto-ws", "node", "node-unix"]
 
 WORKS = {
     "fan-out-paced": Work(
@@ -73,13 +76,13 @@ WORKS = {
         "1,000 topics with a reader each, 1,000 messages a second over all",
         ["unicast", "--sessions", "1000", "--rate", "1000"],
         10,
-        BROKERED,
+        BROKERED_BY_UNIX_TOO,
     ),
     "unicast-saturated": Work(
         "1,000 topics with a reader each, as fast as it goes",
         ["unicast", "--sessions", "1000", "--rate", "0"],
         30,
-        BROKERED,
+        BROKERED_BY_UNIX_TOO,
     ),
     "ingest-paced": Work(
         "100 sessions publish 1,000 messages a second, one more reads them at qos 1",

@@ -135,11 +135,11 @@ impl Config {
         }
         // The embedded broker is asked for none of this. To a broker elsewhere, whoever names certificates means TLS.
         match self.url {
-            BrokerUrl::Mqtt { tls: false, .. } if shown || self.ca_file.is_some() => {
+            BrokerUrl::Mqtt { tls: false, .. } | BrokerUrl::Unix { .. } if shown || self.ca_file.is_some() => {
                 let setting = if shown { "client_certificate_file" } else { "ca_file" };
                 Err(format!("broker.{setting} has no use without TLS: write broker.url as mqtts://…"))
             }
-            BrokerUrl::Mqtt { .. } | BrokerUrl::Embedded { .. } => Ok(()),
+            BrokerUrl::Mqtt { .. } | BrokerUrl::Unix { .. } | BrokerUrl::Embedded { .. } => Ok(()),
         }
     }
 }
@@ -186,15 +186,23 @@ pub enum BrokerUrl {
         /// Whether the link is encrypted.
         tls: bool,
     },
+    /// On this machine: `unix:///run/mosquitto/mqtt.sock`.
+    Unix {
+        /// Of its socket, from the root on.
+        path: PathBuf,
+    },
 }
+
+/// Bytes that the path of a Unix socket may have, without the NUL behind it (unix(7), `sun_path`).
+const MAX_SOCKET_PATH: usize = 107;
 
 /// Why a text is no [`BrokerUrl`]. Never repeats the text, which may hold a password.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum BrokerUrlError {
     /// There is no `://`, or an unknown word before it.
     #[error(
-        "no broker is reached this way: use `mqtt://HOST[:PORT]`, `mqtts://HOST[:PORT]` (TLS), `embedded`, \
-         or `embedded://127.0.0.1:PORT`"
+        "no broker is reached this way: use `mqtt://HOST[:PORT]`, `mqtts://HOST[:PORT]` (TLS), `unix:///PATH`, \
+         `embedded`, or `embedded://127.0.0.1:PORT`"
     )]
     UnknownScheme,
     /// `user:password@` before the host.
@@ -209,6 +217,11 @@ pub enum BrokerUrlError {
     /// Port 0 of a broker elsewhere.
     #[error("a broker has no port 0: leave the port out for 1883, or with TLS 8883")]
     PortZero,
+    /// No path from the root on, or one that is too long.
+    #[error(
+        "a Unix socket has a path of up to {MAX_SOCKET_PATH} bytes, from the root on: use `unix:///run/mosquitto/mqtt.sock`"
+    )]
+    SocketPath,
     /// The embedded broker, where others could reach it.
     #[error("the embedded broker lets everybody in, so it listens on loopback only: use `embedded://127.0.0.1:PORT`")]
     NotLoopback,
@@ -228,6 +241,15 @@ impl FromStr for BrokerUrl {
             return Ok(Self::default());
         }
         let (scheme, rest) = text.split_once("://").ok_or(BrokerUrlError::UnknownScheme)?;
+        if scheme.eq_ignore_ascii_case("unix") {
+            // As it is: a path may hold what has a meaning in other URLs.
+            let is_path = rest.starts_with('/') && !rest.ends_with('/') && !rest.contains('\0');
+            return if is_path && rest.len() <= MAX_SOCKET_PATH {
+                Ok(Self::Unix { path: rest.into() })
+            } else {
+                Err(BrokerUrlError::SocketPath)
+            };
+        }
         if rest.contains('@') {
             return Err(BrokerUrlError::Credentials);
         }
@@ -281,6 +303,7 @@ impl fmt::Display for BrokerUrl {
         match self {
             Self::Embedded { fall_back: true, .. } => f.write_str("embedded"),
             Self::Embedded { address, fall_back: false } => write!(f, "embedded://{address}"),
+            Self::Unix { path } => write!(f, "unix://{}", path.display()),
             Self::Mqtt { host, port, tls } => {
                 let scheme = if *tls { "mqtts" } else { "mqtt" };
                 match host.contains(':') {
@@ -314,6 +337,7 @@ mod tests {
     fn a_broker_url_says_where_and_how() {
         let embedded = |address: &str, fall_back| BrokerUrl::Embedded { address: address.parse().unwrap(), fall_back };
         let mqtt = |host: &str, port, tls| BrokerUrl::Mqtt { host: host.to_owned(), port, tls };
+        let unix = |path: &str| BrokerUrl::Unix { path: path.into() };
         for (text, expected) in [
             ("embedded", embedded("127.0.0.1:1883", true)),
             ("embedded://127.0.0.1:1884", embedded("127.0.0.1:1884", false)),
@@ -327,6 +351,9 @@ mod tests {
             ("mqtts://10.0.0.7:443", mqtt("10.0.0.7", 443, true)),
             ("mqtt://[fd00::7]", mqtt("fd00::7", 1883, false)),
             ("mqtt://bücher.example", mqtt("xn--bcher-kva.example", 1883, false)),
+            ("unix:///run/mosquitto/mqtt.sock", unix("/run/mosquitto/mqtt.sock")),
+            ("UNIX:///srv/a b?c@d%20/é", unix("/srv/a b?c@d%20/é")),
+            (&format!("unix:///{}", "x".repeat(106)), unix(&format!("/{}", "x".repeat(106)))),
         ] {
             let url = text.parse::<BrokerUrl>();
             assert_eq!(url.as_ref(), Ok(&expected), "{text}");
@@ -350,6 +377,11 @@ mod tests {
             ("mqtt://mosquitto?v=5", "leave out the path"),
             ("mqtt://ann:hunter2@mosquitto", "`username` and `password_file`"),
             ("mqtt://ann:hunter/2@mosquitto", "`username` and `password_file`"),
+            ("unix://mqtt.sock", "from the root on"),
+            ("unix:mqtt.sock", "use `mqtt://HOST[:PORT]`"),
+            ("unix:///", "from the root on"),
+            ("unix:///run/", "from the root on"),
+            (&format!("unix:///{}", "x".repeat(107)), "up to 107 bytes"),
             ("embedded://0.0.0.0:1883", "loopback only"),
             ("embedded://192.168.0.7:1883", "loopback only"),
             ("embedded://example.com:1883", "loopback only"),
@@ -375,6 +407,7 @@ mod tests {
             (config("mqtts://b", None, key()), "set broker.client_certificate_file"),
             (config("mqtt://b", certificate(), key()), "mqtts://"),
             (Config { ca_file: certificate(), ..config("mqtt://b", None, None) }, "broker.ca_file"),
+            (Config { ca_file: certificate(), ..config("unix:///b", None, None) }, "broker.ca_file"),
         ] {
             let refusal = config.check().expect_err(excerpt);
             assert!(refusal.contains(excerpt), "{refusal}");

@@ -1,10 +1,11 @@
-//! The byte stream to the broker: TCP, or TLS over it.
+//! The byte stream to the broker: TCP, TLS over it, or a Unix socket.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -12,7 +13,8 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::BuilderVerifierExt;
 use secrecy::ExposeSecret;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -25,11 +27,19 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// Where the broker is and how to get there.
 #[derive(Clone)]
 pub struct Target {
-    host: String,
-    port: u16,
+    address: Address,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     end: Option<CancellationToken>,
 }
+
+#[derive(Clone)]
+enum Address {
+    Tcp { host: String, port: u16 },
+    Unix(PathBuf),
+}
+
+/// How long a connection waits for a place in a listener's queue before it is tried again.
+const QUEUE_FULL: Duration = Duration::from_millis(10);
 
 /// The TLS settings of the broker can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,14 +68,19 @@ pub enum TlsError {
 impl Target {
     /// A broker without TLS.
     pub fn plain(host: String, port: u16) -> Target {
-        Target { host, port, tls: None, end: None }
+        Target { address: Address::Tcp { host, port }, tls: None, end: None }
+    }
+
+    /// A broker on this machine, by the path of its socket.
+    pub fn unix(path: PathBuf) -> Target {
+        Target { address: Address::Unix(path), tls: None, end: None }
     }
 
     /// A broker with TLS, as the configuration wants it.
     pub fn tls(host: String, port: u16, config: &Config) -> Result<Target, TlsError> {
         let name = ServerName::try_from(host.clone()).map_err(|_| TlsError::Name(host.clone()))?;
         let connector = TlsConnector::from(Arc::new(client_config(config)?));
-        Ok(Target { host, port, tls: Some((connector, name)), end: None })
+        Ok(Target { address: Address::Tcp { host, port }, tls: Some((connector, name)), end: None })
     }
 
     /// A broker that may end without its streams: they break when this is cancelled.
@@ -75,7 +90,11 @@ impl Target {
 
     /// Opens a stream.
     pub async fn connect(&self) -> io::Result<Box<dyn Stream>> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        let (host, port) = match &self.address {
+            Address::Tcp { host, port } => (host.as_str(), *port),
+            Address::Unix(path) => return Ok(Box::new(connect_unix(path).await?)),
+        };
+        let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
         match &self.tls {
             None => Ok(match &self.end {
@@ -84,6 +103,16 @@ impl Target {
                 None => Box::new(stream),
             }),
             Some((connector, name)) => Ok(Box::new(connector.connect(name.clone(), stream).await?)),
+        }
+    }
+}
+
+/// TCP has a connection wait where the listener's queue is full; a Unix socket turns it away at once (connect(2), EAGAIN).
+async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(QUEUE_FULL).await,
+            done => return done,
         }
     }
 }
@@ -160,10 +189,49 @@ fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer
 
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
+        match &self.address {
+            Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Address::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Address::Unix(path) => write!(f, "{}", path.display()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use futures_util::future::try_join_all;
+    use socket2::{Domain, SockAddr, Socket, Type};
+    use tempfile::TempDir;
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_whose_queue_is_full_is_waited_for() {
+        let folder = TempDir::new().expect("a folder");
+        let path = folder.path().join("mqtt.sock");
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
+        socket.bind(&SockAddr::unix(&path).expect("it fits")).expect("bound");
+        socket.listen(1).expect("it listens");
+        let target = Target::unix(path);
+        let connections = tokio::spawn(async move { try_join_all((0..10).map(|_| target.connect())).await.map(drop) });
+        while !connections.is_finished() {
+            yield_now().await;
+            let listener = UnixListener::from(socket.try_clone().expect("a descriptor"));
+            listener.set_nonblocking(true).expect("set");
+            // One at a time, so that most find the queue full.
+            let _ = listener.accept();
+            sleep(QUEUE_FULL).await;
+        }
+        connections.await.expect("no panic").expect("all are let in");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_not_there_is_no_full_queue() {
+        let folder = TempDir::new().expect("a folder");
+        let error = Target::unix(folder.path().join("mqtt.sock")).connect().await.err().expect("nobody is there");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -23,7 +23,7 @@ pub struct Flags {
     #[arg(long, global = true, value_name = "ADDR", env = "TIDEGATE_ADMIN_LISTEN", hide_env_values = true)]
     pub admin_listen: Option<String>,
 
-    /// The MQTT broker, as mqtt://HOST or mqtts://HOST:PORT [default: embedded]
+    /// The MQTT broker, as mqtt://HOST, mqtts://HOST:PORT or unix:///PATH [default: embedded]
     #[arg(long, global = true, value_name = "URL", env = "TIDEGATE_BROKER", hide_env_values = true)]
     pub broker: Option<String>,
 

@@ -39,4 +39,5 @@ mod subscriptions;
 mod takeover;
 mod tls;
 mod tls_listener;
+mod unix_socket;
 mod wills;
