@@ -34,8 +34,14 @@ function greet(socket) {
   client.on("message", (topic, payload, { qos, retain }) =>
     send({ type: "mqtt", topic, payload: payload.toString(), qos, retain, timestamp: Date.now() }),
   );
-  client.on("error", () => socket.close(4503));
-  client.on("close", () => socket.close(4503));
+  // A Unix socket whose queue is full turns clients away, where TCP has them wait.
+  let isFull = false;
+  client.on("error", ({ code }) => (isFull = code === "EAGAIN") || socket.close(4503));
+  client.on("close", () => {
+    if (isFull) setTimeout(() => client.reconnect(), 10);
+    else socket.close(4503);
+    isFull = false;
+  });
   socket.on("close", () => client.end());
 }
 
