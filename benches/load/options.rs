@@ -77,8 +77,8 @@ pub struct Options {
     #[arg(long)]
     pub guarded: bool,
 
-    /// A gateway or a bridge that is started reaches its Mosquitto by a Unix socket, in place of TCP
-    #[arg(long)]
+    /// A gateway or a bridge that is started reaches the Mosquitto that is started by a Unix socket, in place of TCP
+    #[arg(long, conflicts_with_all = ["at", "broker"])]
     pub unix: bool,
 
     /// The gateway to start

@@ -70,6 +70,7 @@ impl Report {
             "options": {
                 "server": name(options.server),
                 "upstream": options.upstream.map(name),
+                "unix": options.unix,
                 "broker": (broker_is_known && options.server == Served::Gateway).then(|| options.broker.to_string()),
                 "sessions": options.sessions(),
                 "messages": options.messages(),

@@ -127,7 +127,9 @@ def ratio(runs, work, of, one, other, bound):
     name = other.split()[1]
     against = OTHERS.get(name, "what it is at 100 readers" if "few-readers" in other else "what it is without maxRate")
     pairs = [(of(mine), of(their)) for mine, their in zip(ours, theirs) if measured(mine) and measured(their)]
-    value = statistics.median(mine / their for mine, their in pairs) if pairs and all(b for _, b in pairs) else None
+    # Of a few turns that happened to come to an end there is no median.
+    is_known = 2 * len(pairs) > max(len(ours), len(theirs)) and all(their for _, their in pairs)
+    value = statistics.median(mine / their for mine, their in pairs) if is_known else None
     known = None if value is None else f"{short(value)} ×"
     return Bar(work, told(known), f"{bound:g} × {against}", verdict(value, bound, ours))
 

@@ -51,6 +51,12 @@ class Bars(unittest.TestCase):
         runs = {"fan-out-paced": {"shared": [{"failures": ["it does not start"]}], "bare": [line(9)]}}
         self.assertEqual(verdicts(runs, self.WORK), ["not known", "not known"])
 
+    def test_a_minority_of_turns_makes_no_ratio(self):
+        failed = {"failures": ["it does not start"]}
+        for others, verdict in [([line(9), failed], "not known"), ([line(9), line(9), failed], "held")]:
+            runs = {"fan-out-paced": {"shared": [line(1)] * len(others), "bare": others}}
+            self.assertEqual(verdicts(runs, self.WORK), [verdict, "not known"])
+
     def test_large_payloads_are_in_time_if_the_latest_of_all_turns_is(self):
         work = "shared, 16 KiB payloads, 200 a second to 10 readers"
         for ours, verdict in [

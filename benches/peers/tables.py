@@ -66,6 +66,10 @@ def circumstances(runs, version):
     if turns:
         yield ""
         yield f"Medians of {' or '.join(map(str, turns))} turns." + (f" Measured with {', '.join(others)}." if others else "")
+    for server, lines in runs.items():
+        failed = [line["failures"][0] for line in lines if "parts" not in line]
+        if 0 < len(failed) < len(lines):
+            yield f"{SERVERS[server].title}: of the others, as {len(failed)} came to nothing ({failed[0].strip()})."
 
 
 def median(of):

@@ -26,6 +26,8 @@ pub struct Connection {
     inbound: BytesMut,
     read_size: usize,
     max_packet: usize,
+    /// Why nothing can be written any more; the broker's last words may still be there to read.
+    broken: Option<io::Error>,
     /// Packets that wait to be written: [`turn`](Self::turn) writes them.
     pub outbound: BytesMut,
 }
@@ -98,6 +100,7 @@ impl Connection {
             inbound: BytesMut::new(),
             read_size: FIRST_READ,
             max_packet,
+            broken: None,
             outbound: BytesMut::new(),
         };
         connect.write(&mut connection.outbound);
@@ -124,11 +127,15 @@ impl Connection {
     pub fn poll_turn(&mut self, context: &mut Context<'_>, reading: bool) -> Poll<Result<Turn, Lost>> {
         let mut wrote = false;
         while !self.outbound.is_empty() {
-            match Pin::new(&mut self.stream).poll_write(context, &self.outbound)? {
-                Poll::Ready(0) => return Poll::Ready(Err(Lost::Closed)),
-                Poll::Ready(count) => {
+            match Pin::new(&mut self.stream).poll_write(context, &self.outbound) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(Lost::Closed)),
+                Poll::Ready(Ok(count)) => {
                     self.outbound.advance(count);
                     wrote = true;
+                }
+                Poll::Ready(Err(error)) => {
+                    self.broken.get_or_insert(error);
+                    self.outbound.clear();
                 }
                 Poll::Pending => break,
             }
@@ -137,10 +144,12 @@ impl Connection {
             self.outbound = BytesMut::new();
         }
         // Over TLS this pushes out what the last write left in its buffers; over TCP it is nothing.
-        let _ = Pin::new(&mut self.stream).poll_flush(context)?;
+        if let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_flush(context) {
+            self.broken.get_or_insert(error);
+        }
         if reading {
             match self.poll_read(context)? {
-                Poll::Ready(0) => return Poll::Ready(Err(Lost::Closed)),
+                Poll::Ready(0) => return Poll::Ready(Err(self.broken.take().map_or(Lost::Closed, Lost::Io))),
                 Poll::Ready(count) if count >= self.read_size => {
                     self.read_size = (self.read_size * 4).min(LARGEST_READ);
                     return Poll::Ready(Ok(Turn::Read));
@@ -154,6 +163,10 @@ impl Connection {
                 Poll::Pending if self.inbound.is_empty() => self.inbound = BytesMut::new(),
                 Poll::Pending => {}
             }
+        }
+        // Whoever reads comes to the end of what there is; a broker that is silent still ends by the keep-alive.
+        if let Some(error) = self.broken.take_if(|_| !reading) {
+            return Poll::Ready(Err(Lost::Io(error)));
         }
         if wrote { Poll::Ready(Ok(Turn::Wrote)) } else { Poll::Pending }
     }
@@ -202,9 +215,30 @@ mod tests {
     use bytes::Bytes;
     use futures_util::FutureExt;
     use tokio::io::duplex;
+    use tokio::net::UnixStream;
 
     use super::*;
     use crate::mqtt::{Message, Qos, Topic};
+
+    #[tokio::test]
+    async fn the_last_words_of_a_broker_are_read_though_nothing_can_be_written() {
+        let (stream, mut broker) = UnixStream::pair().expect("a pair");
+        let mut connection = Connection {
+            stream: Box::new(stream),
+            inbound: BytesMut::new(),
+            read_size: FIRST_READ,
+            max_packet: 1 << 20,
+            broken: None,
+            outbound: BytesMut::new(),
+        };
+        broker.write_all(&[0xE0, 0x01, 0x8E]).await.expect("there is room");
+        drop(broker);
+        packet::write_pingreq(&mut connection.outbound);
+        assert_eq!(connection.turn(true).await.expect("there is something to read"), Turn::Read);
+        assert_eq!(connection.next_packet(), Ok(Some(Packet::Disconnect(Reason::SESSION_TAKEN_OVER))));
+        packet::write_pingreq(&mut connection.outbound);
+        assert!(matches!(connection.turn(true).await, Err(Lost::Io(_))));
+    }
 
     #[tokio::test]
     async fn a_connection_that_has_nothing_to_read_holds_nothing_and_one_that_is_not_read_little() {
@@ -214,6 +248,7 @@ mod tests {
             inbound: BytesMut::new(),
             read_size: FIRST_READ,
             max_packet: 1 << 20,
+            broken: None,
             outbound: BytesMut::new(),
         };
         for size in [10, 100, 10_000, 300_000, 10] {

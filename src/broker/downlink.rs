@@ -377,7 +377,8 @@ impl Downlink {
         sent == Sent::All
     }
 
-    /// Brings what [`send`](Self::send) looks at near: of many that are asked for so, one after the other, all come at one time.
+    /// Brings what [`send`](Self::send) looks at near. It is a plain read beside it, so that of many that are asked for one after the
+    /// other all are on their way at one time.
     pub fn touch(&self) {
         std::hint::black_box(self.state.is_poisoned());
     }

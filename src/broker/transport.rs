@@ -14,6 +14,7 @@ use rustls_platform_verifier::BuilderVerifierExt;
 use secrecy::ExposeSecret;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -34,11 +35,20 @@ pub struct Target {
 
 #[derive(Clone)]
 enum Address {
-    Tcp { host: String, port: u16 },
-    Unix(PathBuf),
+    Tcp {
+        host: String,
+        port: u16,
+    },
+    /// So many try at a time, the others wait for their turn.
+    Unix {
+        path: PathBuf,
+        trying: Arc<Semaphore>,
+    },
 }
 
-/// How long a connection waits for a place in a listener's queue before it is tried again.
+/// Connections to one Unix socket that are tried at a time.
+const MOST_TRYING: usize = 64;
+/// How long one waits for a place in the listener's queue before it is tried again.
 const QUEUE_FULL: Duration = Duration::from_millis(10);
 
 /// The TLS settings of the broker can't be used.
@@ -73,7 +83,8 @@ impl Target {
 
     /// A broker on this machine, by the path of its socket.
     pub fn unix(path: PathBuf) -> Target {
-        Target { address: Address::Unix(path), tls: None, end: None }
+        let address = Address::Unix { path, trying: Arc::new(Semaphore::new(MOST_TRYING)) };
+        Target { address, tls: None, end: None }
     }
 
     /// A broker with TLS, as the configuration wants it.
@@ -92,7 +103,7 @@ impl Target {
     pub async fn connect(&self) -> io::Result<Box<dyn Stream>> {
         let (host, port) = match &self.address {
             Address::Tcp { host, port } => (host.as_str(), *port),
-            Address::Unix(path) => return Ok(Box::new(connect_unix(path).await?)),
+            Address::Unix { path, trying } => return Ok(Box::new(connect_unix(path, trying).await?)),
         };
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
@@ -107,8 +118,10 @@ impl Target {
     }
 }
 
-/// TCP has a connection wait where the listener's queue is full; a Unix socket turns it away at once (connect(2), EAGAIN).
-async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+/// TCP has connections wait, one behind the other, where the listener's queue is full; a Unix socket turns them away at once
+/// (connect(2), EAGAIN).
+async fn connect_unix(path: &Path, trying: &Semaphore) -> io::Result<UnixStream> {
+    let _turn = trying.acquire().await.map_err(io::Error::other)?;
     loop {
         match UnixStream::connect(path).await {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(QUEUE_FULL).await,
@@ -192,7 +205,7 @@ impl std::fmt::Display for Target {
         match &self.address {
             Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Address::Unix(path) => write!(f, "{}", path.display()),
+            Address::Unix { path, .. } => write!(f, "{}", path.display()),
         }
     }
 }
@@ -216,7 +229,8 @@ mod tests {
         socket.bind(&SockAddr::unix(&path).expect("it fits")).expect("bound");
         socket.listen(1).expect("it listens");
         let target = Target::unix(path);
-        let connections = tokio::spawn(async move { try_join_all((0..10).map(|_| target.connect())).await.map(drop) });
+        let connections =
+            tokio::spawn(async move { try_join_all((0..MOST_TRYING + 10).map(|_| target.connect())).await.map(drop) });
         while !connections.is_finished() {
             yield_now().await;
             let listener = UnixListener::from(socket.try_clone().expect("a descriptor"));

@@ -659,6 +659,8 @@ impl<'a, S: Socket> Open<'a, S> {
                 self.context.roster.moved(place, link.handle());
             }
             self.begin_writing();
+            // The old one may outlive the session, and shall not hold its socket.
+            self.link.downlink.set_direct(None);
             *self.link = *link;
             self.link.downlink.set_direct(self.peer.socket.direct());
             self.link.downlink.to_session.raise();

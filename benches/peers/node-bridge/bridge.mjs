@@ -38,9 +38,9 @@ function greet(socket) {
   let isFull = false;
   client.on("error", ({ code }) => (isFull = code === "EAGAIN") || socket.close(4503));
   client.on("close", () => {
-    if (isFull) setTimeout(() => client.reconnect(), 10);
-    else socket.close(4503);
+    if (!isFull) return socket.close(4503);
     isFull = false;
+    setTimeout(() => socket.readyState === socket.OPEN && client.reconnect(), 10);
   });
   socket.on("close", () => client.end());
 }
