@@ -87,6 +87,17 @@ impl Lost {
 }
 
 impl Connection {
+    fn new(stream: Box<dyn Stream>, max_packet: usize) -> Connection {
+        Connection {
+            stream,
+            inbound: BytesMut::new(),
+            read_size: FIRST_READ,
+            max_packet,
+            broken: None,
+            outbound: BytesMut::new(),
+        }
+    }
+
     /// Connects and introduces the client. Has no deadline of its own.
     pub async fn open(target: &Target, connect: &Connect<'_>) -> Result<(Connection, Connack), Lost> {
         Connection::over(target.connect().await?, connect).await
@@ -95,14 +106,7 @@ impl Connection {
     /// Introduces the client over a stream that is there.
     pub async fn over(stream: Box<dyn Stream>, connect: &Connect<'_>) -> Result<(Connection, Connack), Lost> {
         let max_packet = connect.maximum_packet_size as usize;
-        let mut connection = Connection {
-            stream,
-            inbound: BytesMut::new(),
-            read_size: FIRST_READ,
-            max_packet,
-            broken: None,
-            outbound: BytesMut::new(),
-        };
+        let mut connection = Connection::new(stream, max_packet);
         connect.write(&mut connection.outbound);
         loop {
             connection.turn(true).await?;
@@ -223,14 +227,7 @@ mod tests {
     #[tokio::test]
     async fn the_last_words_of_a_broker_are_read_though_nothing_can_be_written() {
         let (stream, mut broker) = UnixStream::pair().expect("a pair");
-        let mut connection = Connection {
-            stream: Box::new(stream),
-            inbound: BytesMut::new(),
-            read_size: FIRST_READ,
-            max_packet: 1 << 20,
-            broken: None,
-            outbound: BytesMut::new(),
-        };
+        let mut connection = Connection::new(Box::new(stream), 1 << 20);
         broker.write_all(&[0xE0, 0x01, 0x8E]).await.expect("there is room");
         drop(broker);
         packet::write_pingreq(&mut connection.outbound);
@@ -243,14 +240,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_has_nothing_to_read_holds_nothing_and_one_that_is_not_read_little() {
         let (stream, mut broker) = duplex(1 << 20);
-        let mut connection = Connection {
-            stream: Box::new(stream),
-            inbound: BytesMut::new(),
-            read_size: FIRST_READ,
-            max_packet: 1 << 20,
-            broken: None,
-            outbound: BytesMut::new(),
-        };
+        let mut connection = Connection::new(Box::new(stream), 1 << 20);
         for size in [10, 100, 10_000, 300_000, 10] {
             let topic = Topic::parse("t").expect("a topic");
             let payload = Bytes::from(vec![b'x'; size]);

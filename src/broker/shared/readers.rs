@@ -420,11 +420,16 @@ fn offer_run(reader: &Reader, run: &[Delivery], forms: &mut Vec<Made>, offered: 
     if reader.goes_at_once {
         let encode = |renditions| reader.downlink.frames(deliveries(renditions).iter());
         // Frames that say nothing of a session's own are the same for all.
-        let own = reader.reader.sid.and_then(|_| encode(&made.renditions));
-        if reader.reader.sid.is_none() && made.frames.is_none() {
-            made.frames = encode(&made.renditions);
-        }
-        let frames = if reader.reader.sid.is_some() { &own } else { &made.frames };
+        let own;
+        let frames = if reader.reader.sid.is_some() {
+            own = encode(&made.renditions);
+            &own
+        } else {
+            if made.frames.is_none() {
+                made.frames = encode(&made.renditions);
+            }
+            &made.frames
+        };
         if frames.as_ref().is_some_and(|frames| reader.downlink.send(frames)) {
             made.sent += 1;
             return;
